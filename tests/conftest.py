@@ -1,0 +1,47 @@
+"""What all tests share: where the real data is, and how Hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+CI = os.environ.get("CI") == "true"
+DATA_DIR = Path(os.environ.get("METERD_DATA") or ROOT.parent / "shared" / "data")
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+# Two shared cores: a deadline per example would measure the neighbours. In CI the examples are the
+# same each time, so that a red run tells of the change and not of luck.
+settings.register_profile("meterd", settings.get_profile("ci" if CI else "default"), deadline=None)
+settings.load_profile("meterd")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = []
+
+
+@pytest.fixture
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder of real data; a clone without it leaves the test out, CI fails."""
+    if DATA_DIR.is_dir():
+        return DATA_DIR
+    missing = f"the real data is not at {DATA_DIR} (METERD_DATA names another place)"
+    if CI:
+        pytest.fail(missing)
+    request.config.stash[LEFT_OUT].append(request.node.nodeid)
+    pytest.skip(missing)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    left_out = config.stash[LEFT_OUT]
+    if left_out:
+        terminalreporter.section("left out")
+        terminalreporter.line(f"Without the real data, expected at {DATA_DIR}:")
+        for nodeid in sorted(left_out):
+            terminalreporter.line(f"  {nodeid}")
