@@ -1,0 +1,449 @@
+r"""The settings, checked once and whole: what `load` returns need not be checked again.
+
+Every mistake is found in one go, each with its key, its line and what to do. Numbers are read as
+decimals, so that 0.1 is a tenth. A table or key that is left out has the value that
+`config/meterd.toml` shows, except those without which nothing can be metered.
+
+>>> settings, mistakes = check('[meter]\nname = "Kitchen"\n[bord]\n', source="meterd.toml")
+>>> settings is None
+True
+>>> for mistake in mistakes:
+...     print(mistake)
+line 2: meter.name: expected 1 to 32 of a-z, 0-9 and -, got 'Kitchen'
+line 3: bord: there is no such table
+board.port: is missing
+clamp: no clamp is described
+>>> mistakes[1].hint
+'did you mean `board`?'
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meterd.config_lines import Place, lines_of
+from meterd.config_rules import (
+    REQUIRED,
+    TABLES,
+    WrongError,
+    elsewhere,
+    key_shown,
+    nearest,
+    offsets_s,
+    shown,
+)
+from meterd.errors import ConfigError, DeniedError, StorageError
+from meterd.metering.board import LAYOUTS, channels, measurable_channels
+from meterd.metering.reading import BoardRules, Clamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TEXT_BYTES_MAX = 32_768  # with every comment it is 4 kB; past this it is not settings
+LINE_BYTES_MAX = 1024  # tomllib takes the square of a dotted key's length, and a key is on one line
+MISTAKES_NAMED = 3  # in the one line of an error; `meterctl config check` shows them all
+READINGS_MIN = 3  # in an interval: fewer are a gap each
+QUARTER_S = 900  # every zone's offset is a multiple of it since 1972
+INTERVAL_S_DEFAULT = 1800  # what utilities read meters by
+POLLING_MS_DEFAULT = 5000
+LAYOUT_DEFAULT = "rpict3v1"
+
+
+class Mistake(NamedTuple):
+    """Something in the settings that is wrong, or (a warning) that will surprise.
+
+    Attributes:
+        key: Dotted, clamps counted from 1: `clamp.2.role`; empty where the TOML itself is broken.
+        line: Counted from 1; 0 where a key is missing and its table too.
+        problem: What was expected and what came, a clause in lower case.
+        hint: What to do, a clause.
+        warning: The settings can be used all the same.
+    """
+
+    key: str
+    line: int
+    problem: str
+    hint: str = ""
+    warning: bool = False
+
+    def __str__(self) -> str:
+        """Line, key and problem, as one clause."""
+        where = [f"line {self.line}"] if self.line else []
+        return ": ".join([*where, *([self.key] if self.key else []), self.problem])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterSettings:
+    """Who the meter is.
+
+    Attributes:
+        interval_s: Length of an interval in seconds; divides a day and every offset of `zone`.
+        zone: Name in the tz database; only for the genesis of a standalone meter.
+        currency: ISO 4217; only for that genesis, too.
+    """
+
+    name: str
+    interval_s: int = INTERVAL_S_DEFAULT
+    zone: str = "UTC"
+    currency: str = "EUR"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardSettings:
+    """Where the board is, and what to do when it is silent.
+
+    Attributes:
+        reset_gpio: BCM number of the pin that resets the board, or None where none is wired.
+        silence_s: Seconds without a line until the alarm; 0 stands for three cadences.
+    """
+
+    port: str
+    polling_ms: int = POLLING_MS_DEFAULT
+    reset_gpio: int | None = None
+    silence_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSettings:
+    """Whether wall time is believed.
+
+    Attributes:
+        trust: `kernel` (once it says synchronised) or `always` (replay, tests, demo).
+    """
+
+    trust: str = "kernel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What may be lost and what is kept.
+
+    Attributes:
+        commit_s: Seconds of samples that a power failure may take.
+        reserve_mb: Space kept free of samples, for blocks and events; MB of 10^6 bytes.
+        retain_days: Days that samples of certified blocks are kept; 0 keeps all.
+    """
+
+    commit_s: int = 30
+    reserve_mb: int = 64
+    retain_days: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """Where programs on this machine reach the daemon.
+
+    Attributes:
+        socket: Path of the Varlink socket; empty stands for `control` in the state folder.
+    """
+
+    socket: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole file, checked.
+
+    Attributes:
+        rules: What turns a line of the board into a reading, built from several tables.
+    """
+
+    meter: MeterSettings
+    rules: BoardRules
+    board: BoardSettings
+    clock: ClockSettings
+    log: LogSettings
+    control: ControlSettings
+
+
+def load(path: Path) -> Settings:
+    """Return the settings in the file at `path`. Warnings are `check`'s to tell.
+
+    Raises:
+        ConfigError: There is no such file, or it has mistakes: their count and the first of them.
+        DeniedError: This user may not read it.
+        StorageError: Reading it failed.
+    """
+    see_all = f"run `meterctl config check {path}`"
+    try:
+        with path.open("rb") as file:
+            data = file.read(TEXT_BYTES_MAX + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"there is no settings file {path}",
+            hint="write one with `meterctl init`, or name another with --config",
+        ) from error
+    except PermissionError as error:
+        raise DeniedError(
+            f"the settings file {path} may not be read by this user",
+            hint=f"check its owner and mode with `ls -l {path}`",
+        ) from error
+    except OSError as error:
+        raise StorageError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path} is not UTF-8 text: line {line} has the byte {data[error.start]:#04x}",
+            hint="save it as UTF-8",
+        ) from error
+    settings, mistakes = check(text, source=path.name)
+    if settings is None:
+        wrong = [mistake for mistake in mistakes if not mistake.warning]
+        count = "1 mistake" if len(wrong) == 1 else f"{len(wrong)} mistakes"
+        named = "; ".join(str(mistake) for mistake in wrong[:MISTAKES_NAMED])
+        more = "; …" if len(wrong) > MISTAKES_NAMED else ""
+        raise ConfigError(f"{count} in {path}: {named}{more}", hint=see_all)
+    return settings
+
+
+def check(text: str, *, source: str) -> tuple[Settings | None, list[Mistake]]:
+    """Return the settings that `text` holds, and all that is wrong with it, by line.
+
+    Args:
+        text: TOML from outside, unchecked.
+        source: The file's name, for hints.
+
+    Returns:
+        No settings where one mistake is more than a warning.
+    """
+    if len(text.encode(errors="replace")) > TEXT_BYTES_MAX:
+        problem = f"longer than {TEXT_BYTES_MAX} bytes"
+        return None, [Mistake("", 0, problem, f"is {source} a settings file?")]
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line.encode(errors="replace")) > LINE_BYTES_MAX:
+            problem = f"the line is longer than {LINE_BYTES_MAX} bytes"
+            return None, [Mistake("", number, problem, "break it; a list may go over many lines")]
+    try:
+        tables = tomllib.loads(text, parse_float=Decimal)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        return None, [_syntax_mistake(text, error)]
+    reader = _Reader(tables, source)
+    settings = _settings(reader)
+    lines = lines_of(text) if reader.found else {}
+    mistakes = [_placed(place, mistake, lines) for place, mistake in reader.found]
+    mistakes.sort(key=lambda mistake: (mistake.line == 0, mistake.line))
+    if not all(mistake.warning for mistake in mistakes):
+        settings = None
+    return settings, mistakes
+
+
+def parameters(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Return everything that bears on measurement, for the signed parameter record.
+
+    Returns:
+        Dotted key and canonical text, in a fixed order: a change of one value changes one pair.
+        Numbers have no exponent and no trailing zero; alternatives of a layout are joined by `|`.
+    """
+    rules = settings.rules
+    return (
+        ("meter.interval_s", str(settings.meter.interval_s)),
+        ("meter.nominal_v", _canonical(rules.nominal_v)),
+        ("meter.power_factor", _canonical(rules.power_factor)),
+        ("meter.fuse_a", _canonical(rules.fuse_a)),
+        ("board.layout", rules.layout),
+        ("board.fields", "|".join(" ".join(fields) for fields in rules.fields)),
+        ("board.polling_ms", str(rules.polling_ms)),
+        ("board.current_unit", rules.current_unit),
+        ("board.vest", _canonical(rules.vest)),
+        *(pair for k, clamp in enumerate(rules.clamps, 1) for pair in _clamp_parameters(k, clamp)),
+        ("clock.trust", settings.clock.trust),
+    )
+
+
+def _clamp_parameters(k: int, clamp: Clamp) -> Iterator[tuple[str, str]]:
+    yield f"clamp.{k}.name", clamp.name
+    yield f"clamp.{k}.role", clamp.role
+    yield f"clamp.{k}.reversed", str(clamp.reversed).lower()
+    yield f"clamp.{k}.scale", _canonical(clamp.scale)
+    yield f"clamp.{k}.zero_below_w", _canonical(clamp.zero_below_w)
+
+
+def _canonical(value: Decimal) -> str:
+    """Return `value` without exponent and trailing zeros; the ranges keep it below 28 digits."""
+    return format(value.normalize(), "f")
+
+
+class _Reader:
+    """Reads tables by their rules, and collects the mistakes with their places.
+
+    Attributes:
+        found: In no order; the line of each is not known yet.
+    """
+
+    def __init__(self, tables: dict[str, Any], source: str) -> None:
+        self.found: list[tuple[Place, Mistake]] = []
+        self._tables = tables
+        self._source = source
+        for name in tables:
+            if name not in TABLES:
+                self.wrong((name,), "there is no such table", nearest(name, TABLES))
+
+    def wrong(self, place: Place, problem: str, hint: str = "", *, warning: bool = False) -> None:
+        key = ".".join(map(key_shown, place))
+        self.found.append((place, Mistake(key, 0, problem, hint, warning)))
+
+    def has(self, name: str, key: str) -> bool:
+        """Return whether the table `name` has `key`, with a good value or a bad one."""
+        table = self._tables.get(name)
+        return isinstance(table, dict) and key in table
+
+    def table(self, name: str) -> dict[str, Any]:
+        """Return the good values of the table `name`."""
+        return self._values(self._tables.get(name, {}), (name,), name)
+
+    def clamps(self) -> list[dict[str, Any]]:
+        """Return the good values of each clamp, in order."""
+        clamps = self._tables.get("clamp", [])
+        if not isinstance(clamps, list):
+            self.wrong(("clamp",), "expected a list of tables", "write [[clamp]], in two brackets")
+            return []
+        if not clamps:
+            hint = f"add [[clamp]] with name and role to {self._source}"
+            self.wrong(("clamp",), "no clamp is described", hint)
+        return [self._values(clamp, ("clamp", k), "clamp") for k, clamp in enumerate(clamps)]
+
+    def _values(self, table: object, place: Place, name: str) -> dict[str, Any]:
+        if not isinstance(table, dict):
+            header = "[[clamp]]" if name == "clamp" else f"[{name}]"
+            self.wrong(place, f"expected a table, got {shown(table)}", f"write it below {header}")
+            return {}
+        values = {}
+        for key, value in table.items():
+            if key not in TABLES[name]:
+                self.wrong((*place, key), f"there is no such key in {name}", elsewhere(key, name))
+                continue
+            try:
+                values[key] = TABLES[name][key](value)
+            except WrongError as error:
+                self.wrong((*place, key), *error.args)
+        for key in REQUIRED.get(name, ()):
+            if key not in table:
+                self.wrong((*place, key), "is missing", f"add `{key} = …` to {name}")
+        return values
+
+
+_METER_RULES: tuple[str, ...] = ("nominal_v", "power_factor", "fuse_a")
+_BOARD_RULES: tuple[str, ...] = ("current_unit", "vest")
+
+
+def _settings(reader: _Reader) -> Settings | None:
+    """Return the settings where nothing is wrong; what concerns several keys is checked here."""
+    meter, board, clamps = reader.table("meter"), reader.table("board"), reader.clamps()
+    clock, log, control = reader.table("clock"), reader.table("log"), reader.table("control")
+    alternatives = _alternatives(reader, board)
+    _check_interval(reader, meter, board)
+    _check_clamps(reader, clamps, alternatives)
+    if not all(mistake.warning for _, mistake in reader.found):
+        return None
+    rules = {key: meter.pop(key) for key in _METER_RULES if key in meter}
+    rules |= {key: board.pop(key) for key in _BOARD_RULES if key in board}
+    layout = board.pop("layout", LAYOUT_DEFAULT)
+    board.pop("fields", None)
+    board_settings = BoardSettings(**board)
+    return Settings(
+        meter=MeterSettings(**meter),
+        rules=BoardRules(
+            layout=layout,
+            fields=alternatives,
+            clamps=tuple(Clamp(**clamp) for clamp in clamps),
+            polling_ms=board_settings.polling_ms,
+            **rules,
+        ),
+        board=board_settings,
+        clock=ClockSettings(**clock),
+        log=LogSettings(**log),
+        control=ControlSettings(**control),
+    )
+
+
+def _alternatives(reader: _Reader, board: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Return what a line may hold; nothing where a mistake keeps it from being known."""
+    if reader.has("board", "layout") and "layout" not in board:
+        return ()
+    layout = board.get("layout", LAYOUT_DEFAULT)
+    if layout != "custom":
+        if reader.has("board", "fields"):
+            hint = 'remove it, or set layout = "custom"'
+            reader.wrong(("board", "fields"), f"layout {layout} has fields of its own", hint)
+        return LAYOUTS[layout]
+    if not reader.has("board", "fields"):
+        hint = 'as in fields = ["node", "RP1", "Irms1", "Vrms"]'
+        reader.wrong(("board", "fields"), "is missing: layout custom needs it", hint)
+    return (board["fields"],) if "fields" in board else ()
+
+
+def _check_interval(reader: _Reader, meter: dict[str, Any], board: dict[str, Any]) -> None:
+    """Check the interval against what days, zones and the board's cadence ask of it."""
+    place = ("meter", "interval_s")
+    if "interval_s" not in meter and reader.has(*place):
+        return
+    interval_s = meter.get("interval_s", INTERVAL_S_DEFAULT)
+    polling_ms = board.get("polling_ms", POLLING_MS_DEFAULT)
+    zone = meter.get("zone", "UTC")
+    odd_s = [offset_s for offset_s in offsets_s(zone) if offset_s % interval_s]
+    if odd_s:
+        problem = f"{interval_s} does not divide the offset of {zone} from UTC, {odd_s[0]} s"
+        reader.wrong(place, problem, f"{QUARTER_S} divides every zone's")
+    elif QUARTER_S % interval_s and interval_s % QUARTER_S:
+        problem = f"{interval_s} s do not fit quarters of an hour, which zones and tariffs count in"
+        hint = f"take a divisor or a multiple of {QUARTER_S}"
+        reader.wrong(place, problem, hint, warning=True)
+    if interval_s * 1000 < READINGS_MIN * polling_ms:
+        problem = f"an interval of {interval_s} s has fewer than {READINGS_MIN} readings"
+        hint = "poll more often, or take a longer interval"
+        reader.wrong(("board", "polling_ms"), problem, hint, warning=True)
+
+
+def _check_clamps(
+    reader: _Reader, clamps: list[dict[str, Any]], alternatives: tuple[tuple[str, ...], ...]
+) -> None:
+    """Check the clamps against each other and against what the board's lines hold."""
+    numbers: dict[str, int] = {}
+    channels_max = min(map(channels, alternatives), default=len(clamps))
+    for k, clamp in enumerate(clamps):
+        number, place = k + 1, ("clamp", k)
+        first = numbers.setdefault(clamp.get("name", str(place)), number)
+        if first != number:
+            reader.wrong((*place, "name"), f"clamp {first} has that name", "each needs its own")
+        if number > channels_max:
+            problem = f"the layout has no more than {channels_max} channels"
+            reader.wrong(place, problem, "remove it, or set the layout that the board sends")
+        elif clamp.get("role", "unused") == "unused":
+            continue
+        elif not all(number in measurable_channels(fields) for fields in alternatives):
+            problem = f"no field of the layout measures channel {number}"
+            reader.wrong(place, problem, 'set role = "unused"')
+        elif clamp.get("reversed") and not any(f"RP{number}" in fields for fields in alternatives):
+            problem = "no direction is measured on this channel: export cannot be seen"
+            hint = "set it to false; only a board with a voltage adaptor tells the direction"
+            reader.wrong((*place, "reversed"), problem, hint, warning=True)
+    roles = [clamp.get("role") for clamp in clamps]
+    if clamps and "mains" not in roles and None not in roles:
+        reader.wrong(("clamp",), "no clamp has the role mains", "one is round the mains cable")
+
+
+def _syntax_mistake(text: str, error: Exception) -> Mistake:
+    """Return what the parser did not like, with the line that it named, if it named one."""
+    if isinstance(error, RecursionError):
+        return Mistake("", 0, "lists or tables lie too deep in one another", "take them apart")
+    if isinstance(error, ArithmeticError):
+        return Mistake("", 0, "a number is too large to be read", "write it with fewer digits")
+    problem, _, where = str(error).partition(" (at ")
+    at = re.match(r"line (\d+)", where)
+    line = int(at[1]) if at else text.count("\n") + 1 if where.startswith("end") else 0
+    hint = "text needs quotes, a table [brackets], and no key may stand twice in a table"
+    return Mistake("", line, f"not TOML: {problem[:1].lower()}{problem[1:]}", hint)
+
+
+def _placed(place: Place, mistake: Mistake, lines: dict[Place, int]) -> Mistake:
+    """Return `mistake` with the line of its place, or of what is around it."""
+    while place and place not in lines:
+        place = place[:-1]
+    return mistake._replace(line=lines.get(place, 0))
