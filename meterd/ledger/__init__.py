@@ -1,0 +1,1 @@
+"""The account and its rules. Pure: bytes in, verdicts out."""

@@ -1,0 +1,204 @@
+"""The rules of one meter's chain: what may follow what.
+
+`verify_block` is applied by the meter to its own block before it seals it, by its recovery to
+what it finds on the card, and by everybody else to what they are given. It says nothing of
+physics: a block that passes was sealed by this meter, here, in this order, and no register fell.
+
+>>> from meterd.ledger.account import standalone
+>>> network = standalone("kitchen-12", bytes(32), interval_s=1800, zone="UTC", currency="EUR",
+...                      fuse_ma=60_000, nominal_mv=230_000, mains_clamps=1)
+>>> open_chain(network, "kitchen-12").head.height
+0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from nacl.signing import VerifyKey
+
+from meterd.errors import BlockRejectedError, EncodingError
+from meterd.ledger.block import Block, Energy, decode_block
+from meterd.ledger.encoding import digest, take_apart, verify_seal
+from meterd.metering.energy import obis_code
+from meterd.metering.interval import GAP, PARTIAL, STEP_MS, STEPPED
+
+if TYPE_CHECKING:
+    from meterd.ledger.account import Genesis
+
+FLAGS_MAX = 63
+MEASURED_SLACK_MS = 2 * STEP_MS + 1000  # a boundary moves by a step too small to note, twice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The last block of a chain, as far as the next one depends on it.
+
+    Attributes:
+        height: 0 before the first block.
+        block_hash: Hash of that block; of genesis before the first.
+        end_s: Its end, Unix seconds; None before the first.
+        energy: Its registers, whose last is the next block's first.
+        parameters: Hash of its parameter record, empty before the first.
+        order: The order it names.
+        events: Number of events it counts.
+    """
+
+    height: int
+    block_hash: bytes
+    end_s: int | None
+    energy: tuple[Energy, ...]
+    parameters: bytes
+    order: tuple[int, bytes]
+    events: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain as far as it has been verified: its network's terms, its sealer and its head."""
+
+    genesis: bytes
+    meter: str
+    incarnation: int
+    interval_s: int
+    sealer: bytes
+    head: Head
+
+
+def open_chain(genesis: Genesis, meter: str) -> Chain:
+    """Return the empty chain of `meter` as its network's genesis enrols it.
+
+    Raises:
+        EncodingError: The network has no such meter.
+    """
+    enrolled = genesis.meter(meter)
+    return Chain(
+        genesis=genesis.hash,
+        meter=meter,
+        incarnation=enrolled.incarnation,
+        interval_s=genesis.interval_s,
+        sealer=enrolled.sealing_key,
+        head=Head(
+            height=0,
+            block_hash=genesis.hash,
+            end_s=None,
+            energy=(),
+            parameters=b"",
+            order=(0, genesis.hash),
+            events=0,
+        ),
+    )
+
+
+def verify_sealed(message: bytes, chain: Chain) -> tuple[Block, Chain]:
+    """Return the block that `message` seals, and the chain with it added.
+
+    Raises:
+        BlockRejectedError: It is misspelt, not sealed by this meter, or does not follow.
+    """
+    block, payload = open_block(message, chain)
+    return block, replace(chain, head=verify_block(block, payload, chain))
+
+
+def open_block(message: bytes, chain: Chain) -> tuple[Block, bytes]:
+    """Return the block in `message` and its payload, its seal verified, its place not yet.
+
+    Raises:
+        BlockRejectedError: It is misspelt, or not sealed by this meter for this network.
+    """
+    try:
+        sealed = take_apart(message)
+        verify_seal(sealed, VerifyKey(chain.sealer), chain.genesis)
+        return decode_block(sealed.payload), sealed.payload
+    except EncodingError as error:
+        raise BlockRejectedError(f"not a sealed block: {error}") from error
+
+
+def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
+    """Return the head of `chain` once `block`, whose bytes are `payload`, is added to it.
+
+    Raises:
+        BlockRejectedError: The block does not follow the head; the message says which rule.
+    """
+    head = chain.head
+    here = f"block {block.height}"
+    for what, expected, got in (
+        ("height", head.height + 1, block.height),
+        ("meter", chain.meter, block.meter),
+        ("genesis", chain.genesis.hex(), block.genesis.hex()),
+        ("incarnation", chain.incarnation, block.incarnation),
+    ):
+        if expected != got:
+            raise BlockRejectedError(f"expected {what} {expected}, got {got}")
+    if block.previous != head.block_hash:
+        raise BlockRejectedError(f"{here} does not link to the block before it")
+    if block.order[0] < head.order[0] or (
+        block.order[0] == head.order[0] and block.order[1] != head.order[1]
+    ):
+        raise BlockRejectedError(f"{here} goes back behind order {head.order[0]}")
+    if block.events < head.events:
+        raise BlockRejectedError(f"{here} counts {block.events} events, expected {head.events}")
+    _verify_time(block, chain)
+    _verify_energy(block, head)
+    return Head(
+        height=block.height,
+        block_hash=digest(payload),
+        end_s=block.end_s,
+        energy=block.energy,
+        parameters=block.parameters,
+        order=block.order,
+        events=block.events,
+    )
+
+
+def _verify_time(block: Block, chain: Chain) -> None:
+    here, interval_s = f"block {block.height}", chain.interval_s
+    if block.end_s <= block.start_s:
+        raise BlockRejectedError(f"{here} ends at {block.end_s}, not after {block.start_s}")
+    before_s = chain.head.end_s
+    if before_s is None:
+        if block.start_s % interval_s:
+            raise BlockRejectedError(f"{here} is the first and begins inside an interval")
+    elif block.start_s != before_s:
+        raise BlockRejectedError(f"{here} begins at {block.start_s}, expected {before_s}")
+    if not 0 <= block.flags <= FLAGS_MAX:
+        raise BlockRejectedError(f"{here} has unknown flags {block.flags}")
+    boundary_s = (block.start_s // interval_s + 1) * interval_s
+    aligned = block.end_s % interval_s == 0
+    if not aligned and not block.flags & PARTIAL:
+        raise BlockRejectedError(f"{here} ends inside an interval and is not flagged partial")
+    if block.end_s > boundary_s and not (aligned and block.flags & GAP):
+        raise BlockRejectedError(f"{here} spans intervals and is no gap block")
+    if block.records == 0 and block.clock.measured_ms == 0 and not block.flags & GAP:
+        raise BlockRejectedError(f"{here} measured nothing and is not flagged gap")
+    length_ms = (block.end_s - block.start_s) * 1000
+    told = block.flags & STEPPED or block.clock.status == "R"
+    if block.clock.measured_ms > length_ms + MEASURED_SLACK_MS and not told:
+        raise BlockRejectedError(
+            f"{here} measured {block.clock.measured_ms} ms in an interval of {length_ms} ms"
+        )
+
+
+def _verify_energy(block: Block, head: Head) -> None:
+    here = f"block {block.height}"
+    codes = [energy.obis for energy in block.energy]
+    if any(early >= late for early, late in zip(codes, codes[1:], strict=False)):
+        raise BlockRejectedError(f"{here} has registers out of order or twice")
+    before = {energy.obis: energy for energy in head.energy}
+    for energy in block.energy:
+        name = obis_code(energy.obis)
+        old = before.pop(energy.obis, None)
+        expected_uj = old.last_uj if old else 0
+        if energy.first_uj != expected_uj:
+            raise BlockRejectedError(
+                f"{here} begins register {name} at {energy.first_uj} uJ, expected {expected_uj}"
+            )
+        if energy.last_uj < energy.first_uj:
+            raise BlockRejectedError(f"{here} lowers register {name}")
+        if energy.kind > 1 or (
+            old and old.kind != energy.kind and block.parameters == head.parameters
+        ):
+            raise BlockRejectedError(f"{here} relabels register {name} as kind {energy.kind}")
+    if before:
+        raise BlockRejectedError(f"{here} leaves out register {obis_code(min(before))}")
