@@ -1,0 +1,352 @@
+"""Writes the three streams of an account: what is appended here is never written again.
+
+A record is in the log once the operations that `commit` or `seal` gave out have been performed, and
+not before. If power fails in between, the next start finds a torn last record, leaves it outside
+the counted length, and loses only what nobody was told of: up to `commit_s` of samples, never a
+block.
+
+The files are not trusted. Whoever can write them can stop the meter, or put back an older copy,
+which the head that others hold gives away; they cannot make it vouch for energy it did not measure.
+
+Nothing here touches the card: it answers with operations, which `Card.perform` does, off the event
+loop in the daemon, at once in a replay.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
+
+from meterd.device.archive import segment_name
+from meterd.device.card import Operation
+from meterd.ledger.segment import FrameHeader, Linker, SampleHeader, row_bytes
+from meterd.ledger.stored import End
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from meterd.ledger.event import Event
+
+
+class Stream:
+    """One stream being appended to; its next segment is created with its first record."""
+
+    def __init__(self, folder: Path, end: End) -> None:
+        """Go on behind `end`, in a segment of our own."""
+        self.folder = folder
+        self.number = end.number
+        self.digest = end.digest
+        self.counted_bytes = end.counted_bytes
+        self._linker: Linker | None = None
+        self._pending: list[bytes] = []
+        self._fresh: list[Operation] = []
+        self._done: Path | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether a segment of this run is being written."""
+        return self._linker is not None
+
+    @property
+    def path(self) -> Path:
+        """The segment being written."""
+        return self.folder / segment_name(self.number)
+
+    def begin(self, header: FrameHeader | SampleHeader) -> None:
+        """Begin the segment that `header` describes; the one before is finished."""
+        self._flush_old()
+        self._linker = Linker(header.encode())
+        self.number = header.number
+        stored = header.stored()
+        self._fresh += [
+            Operation("create", self.path),
+            Operation("sync_folder", self.folder),
+        ]
+        self._pending = [stored]
+        self.counted_bytes = len(stored)
+        self.digest = self._linker.digest
+
+    def finish(self) -> None:
+        """End the segment: the next record begins another."""
+        self._flush_old()
+        self._linker = None
+
+    def _flush_old(self) -> None:
+        if self._linker is not None:
+            self._fresh += self._writes()
+            self._fresh.append(Operation("close", self.path))
+
+    def _writes(self) -> list[Operation]:
+        if not self._pending:
+            return []
+        data = b"".join(self._pending)
+        self._pending = []
+        return [Operation("append", self.path, data), Operation("sync", self.path)]
+
+    def add_row(self, body: bytes) -> bytes:
+        """Append a row; returns it as it will be stored."""
+        assert self._linker is not None  # noqa: S101 - `begin` comes first
+        stored = self._linker.add(body)
+        self._pending.append(stored)
+        self.counted_bytes += len(stored)
+        return stored
+
+    def add_frame(self, body: bytes) -> None:
+        """Append a frame."""
+        assert self._linker is not None  # noqa: S101 - `begin` comes first
+        stored = self._linker.frame(body)
+        self._pending.append(stored)
+        self.counted_bytes += len(stored)
+
+    def take_operations(self) -> list[Operation]:
+        """Return what must be done so that all appended so far is durable."""
+        operations = self._fresh + self._writes()
+        self._fresh = []
+        return operations
+
+    def settle(self) -> None:
+        """Bring `digest` up to the last record; headers of later segments name it."""
+        if self._linker is not None:
+            self.digest = self._linker.digest
+
+
+class OpenRows(NamedTuple):
+    """Rows of one segment that no block takes yet.
+
+    Attributes:
+        header: The segment's header.
+        first_row: Number of the first of them in the segment.
+        rows: How many there are.
+    """
+
+    header: SampleHeader
+    first_row: int
+    rows: int
+
+
+class Log:
+    """The account's three streams.
+
+    Attributes:
+        events: Number of events appended so far.
+        open_rows: Rows that no block takes yet, by segment, oldest first.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        genesis: bytes,
+        meter: str,
+        incarnation: int,
+        draw_secret: Callable[[str, int], bytes],
+        ends: dict[str, End],
+        events: int,
+        open_rows: list[OpenRows],
+    ) -> None:
+        """Go on behind what recovery found.
+
+        Args:
+            state: Folder of the account.
+            genesis: Hash of the network's genesis.
+            meter: The meter's name.
+            incarnation: Which chain of it.
+            draw_secret: Gives the secret of a stream's segment of a number: random in a meter.
+            ends: Where each stream ends.
+            events: How many events there are.
+            open_rows: Rows that no block takes yet.
+        """
+        self.state = state
+        self._genesis, self._meter, self._incarnation = genesis, meter, incarnation
+        self._draw_secret = draw_secret
+        self._streams = {name: Stream(state / name, end) for name, end in ends.items()}
+        self.events = events
+        self.open_rows = open_rows
+        self._row_bytes = 0
+        self._hash = None if any(part.rows for part in open_rows) else sha256()
+
+    def stream(self, name: str) -> Stream:
+        """Return the stream called `samples`, `events` or `blocks`."""
+        return self._streams[name]
+
+    def _frame_header(self, name: str) -> FrameHeader:
+        stream = self._streams[name]
+        stream.settle()
+        number = stream.number + 1
+        return FrameHeader(
+            stream=name,
+            genesis=self._genesis,
+            meter=self._meter,
+            incarnation=self._incarnation,
+            number=number,
+            previous_digest=stream.digest,
+            previous_bytes=stream.counted_bytes,
+            secret=self._draw_secret(name, number),
+        )
+
+    def begin_samples(
+        self,
+        *,
+        parameters: bytes,
+        boot_id: bytes,
+        run: int,
+        base_ms: int,
+        sums: tuple[int, ...],
+        before: bytes,
+        clamps: int,
+    ) -> None:
+        """Begin a segment of samples; the arguments are `SampleHeader`'s."""
+        stream = self._streams["samples"]
+        stream.settle()
+        number = stream.number + 1
+        header = SampleHeader(
+            genesis=self._genesis,
+            meter=self._meter,
+            incarnation=self._incarnation,
+            number=number,
+            previous_digest=stream.digest,
+            previous_bytes=stream.counted_bytes,
+            parameters=parameters,
+            boot_id=boot_id,
+            run=run,
+            base_ms=base_ms,
+            sums=sums,
+            before=before,
+            row_bytes=row_bytes(clamps),
+            secret=self._draw_secret("samples", number),
+        )
+        stream.begin(header)
+        self.open_rows = [part for part in self.open_rows if part.rows]
+        self.open_rows.append(OpenRows(header, 0, 0))
+
+    @property
+    def samples_open(self) -> bool:
+        """Whether a segment of samples is being written."""
+        return self._streams["samples"].open
+
+    def add_row(self, body: bytes) -> None:
+        """Append one sample, a row without its link."""
+        stored = self._streams["samples"].add_row(body)
+        part = self.open_rows[-1]
+        self.open_rows[-1] = part._replace(rows=part.rows + 1)
+        if self._hash is not None:
+            if part.rows == 0:
+                self._hash.update(part.header.seed(part.first_row))
+            self._hash.update(stored)
+
+    def add_event(self, event: Event) -> None:
+        """Append one event."""
+        stream = self._streams["events"]
+        if not stream.open:
+            stream.begin(self._frame_header("events"))
+        stream.add_frame(event.encode())
+        stream.settle()
+        self.events += 1
+
+    def add_block(self, message: bytes) -> None:
+        """Append one sealed block."""
+        stream = self._streams["blocks"]
+        if not stream.open:
+            stream.begin(self._frame_header("blocks"))
+        stream.add_frame(message)
+
+    @property
+    def events_digest(self) -> bytes:
+        """Digest of the events stream, as a block names it."""
+        return self._streams["events"].digest
+
+    def end(self, name: str) -> End:
+        """Return where a stream ends now."""
+        stream = self._streams[name]
+        stream.settle()
+        return End(stream.number, stream.digest, stream.counted_bytes)
+
+    @property
+    def samples_number(self) -> int:
+        """Number of the last samples segment."""
+        return self._streams["samples"].number
+
+    def finish_frames(self) -> None:
+        """Let the next event and the next block begin new segments."""
+        for name in ("events", "blocks"):
+            self._streams[name].settle()
+            self._streams[name].finish()
+
+    def finish_samples(self) -> None:
+        """Let the next row begin a new segment."""
+        self._streams["samples"].settle()
+        self._streams["samples"].finish()
+
+    def take_operations(self) -> list[Operation]:
+        """Return what makes everything appended so far durable: events, then samples, then blocks.
+
+        In this order, a row is never durable without the event that places its run, and a block
+        never without what it vouches for.
+        """
+        return [
+            operation
+            for name in ("events", "samples", "blocks")
+            for operation in self._streams[name].take_operations()
+        ]
+
+    @property
+    def whole(self) -> bool:
+        """Whether `take_rows` can take all open rows without reading them back from the card."""
+        return self._hash is not None
+
+    def take_rows(
+        self, records: int, read: Callable[[SampleHeader, int, int], bytes] | None = None
+    ) -> bytes:
+        """Take the next `records` open rows into a block; return their fingerprint.
+
+        Args:
+            records: How many; no more than are open.
+            read: Reads rows back from the card (header, first row, count); needed where fewer
+                than all are taken or `whole` is false, and all must be durable then.
+        """
+        open_count = sum(part.rows for part in self.open_rows)
+        if records == open_count and self._hash is not None:
+            fingerprint = self._hash.digest()
+            self._keep(0, None)
+            return fingerprint
+        if read is None:
+            raise ValueError(f"{records} of {open_count} open rows, and no way to read them")
+        state = sha256()
+        left = records
+        while left:
+            part = self.open_rows[0]
+            count = min(left, part.rows)
+            if count:
+                state.update(part.header.seed(part.first_row))
+                state.update(read(part.header, part.first_row, count))
+            left -= count
+            if count == part.rows and len(self.open_rows) > 1:
+                self.open_rows.pop(0)
+            else:
+                self.open_rows[0] = part._replace(
+                    first_row=part.first_row + count, rows=part.rows - count
+                )
+        self._hash = None
+        if not any(part.rows for part in self.open_rows):
+            self._keep(0, None)
+        return state.digest()
+
+    def reread(self, read: Callable[[SampleHeader, int, int], bytes]) -> None:
+        """Bring the running fingerprint up to the open rows, all of which must be durable."""
+        self._keep(sum(part.rows for part in self.open_rows), read)
+
+    def _keep(self, rows: int, read: Callable[[SampleHeader, int, int], bytes] | None) -> None:
+        """Let the running fingerprint cover the open rows, or none."""
+        self._hash = sha256()
+        if not rows:
+            last = self.open_rows[-1:] if self.samples_open else []
+            self.open_rows = [
+                part._replace(first_row=part.first_row + part.rows, rows=0) for part in last
+            ]
+            return
+        assert read is not None  # noqa: S101 - callers with rows pass it
+        for part in self.open_rows:
+            if part.rows:
+                self._hash.update(part.header.seed(part.first_row))
+                self._hash.update(read(part.header, part.first_row, part.rows))
