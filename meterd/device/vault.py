@@ -1,0 +1,142 @@
+"""Keeps the sealing key, in its smallest honest form: 32 bytes that root on this machine can read.
+
+The seed comes as the systemd credential `meterd.seal` (then it is on the card encrypted, or not
+at all), else from `seal.key` in the state directory: 64 hex digits and a newline, mode 0600.
+Whoever reads either can seal as this meter; whoever replaces `seal.key` makes a stranger of it,
+which the key in the genesis gives away.
+
+A SigningKey must never be formatted: its `str` is the seed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nacl.signing import SigningKey
+
+from meterd.errors import AbsentError, ConfigError, DeniedError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SEED_BYTES = 32
+CREDENTIAL_NAME = "meterd.seal"
+FILE_NAME = "seal.key"
+FILE_BYTES_MAX = 128  # 65 are right; more is another file under this name
+
+
+def load_seal(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKey:
+    """Return the key that this meter seals with.
+
+    Args:
+        state: The state directory.
+        environ: Where systemd names the directory of credentials.
+
+    Raises:
+        AbsentError: There is no key yet.
+        DeniedError: The key may not be read, or may be read by others than its owner.
+        ConfigError: What is there is no seed.
+        StorageError: The card failed.
+    """
+    if directory := environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(directory, CREDENTIAL_NAME)
+        if path.exists():
+            data, _ = _read(
+                path
+            )  # systemd shows its access list as a group's bit: no mode to judge
+            return SigningKey(data if len(data) == SEED_BYTES else _decode(data, path))
+    path = state / FILE_NAME
+    data, mode = _read(path)
+    if mode & 0o077:
+        raise DeniedError(
+            f"the sealing key {path} can be read or changed by others (mode {mode:04o})",
+            hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
+        )
+    return SigningKey(_decode(data, path))
+
+
+def create_seal(state: Path, seed: bytes) -> SigningKey:
+    """Return the key of `seed`, kept: it is on the card once this returns.
+
+    Args:
+        state: The state directory; has to exist.
+        seed: 32 bytes that nobody else has or can guess.
+
+    Raises:
+        ConfigError: There is a key already, which is never replaced, or `seed` is not 32 bytes.
+        DeniedError: The directory may not be written.
+        StorageError: The card is full or failed; no key is left behind.
+    """
+    if len(seed) != SEED_BYTES:
+        raise ConfigError(f"a seed of {SEED_BYTES} bytes was expected, {len(seed)} came")
+    path = state / FILE_NAME
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"there is a sealing key already: {path}",
+            hint="a second key makes a second meter: take an empty state directory for it",
+        ) from error
+    except PermissionError as error:
+        raise DeniedError(f"not allowed to write {path}", hint=f"give this user {state}") from error
+    except OSError as error:
+        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+    try:
+        with os.fdopen(fd, "wb", buffering=0) as file:
+            text = seed.hex().encode() + b"\n"
+            if file.write(text) != len(text):
+                raise OSError(None, "written in part")  # noqa: TRY301 - as other failures of the card
+            os.fsync(fd)
+        _sync_directory(state)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    return SigningKey(seed)
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Return a small regular file's content and its permission bits."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hang us
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigError(f"{path} is no file: move it away")
+            return file.read(FILE_BYTES_MAX + 1), stat.S_IMODE(mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AbsentError(
+            f"there is no sealing key: {path}",
+            hint=f"make one with `meterctl init --state {path.parent}`",
+        ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is no file: move it away") from error
+    except PermissionError as error:
+        raise DeniedError(
+            f"not allowed to read the sealing key {path}",
+            hint="run this as the user that owns the state directory, or as root",
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _decode(data: bytes, path: Path) -> bytes:
+    """Return the seed that `data` spells; the message never repeats what is there."""
+    text = data.removesuffix(b"\n")
+    if len(text) == 2 * SEED_BYTES and all(digit in b"0123456789abcdefABCDEF" for digit in text):
+        return bytes.fromhex(text.decode())
+    raise ConfigError(
+        f"{path} is no sealing key: 64 hex digits were expected, {len(data)} bytes of"
+        " something else came",
+        hint="restore it from its backup; a new key makes a new meter",
+    )
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
