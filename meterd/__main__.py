@@ -1,0 +1,42 @@
+"""`meterd`: the daemon, and what stands in for the board and the years.
+
+Each subcommand's module is imported only when it is called: the daemon carries nothing that it does
+not need to meter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from meterd.cli import Parser, run
+
+COMMANDS = {
+    "run": ("meterd.meter", "meter: read the board, integrate, log, seal"),
+    "replay": ("meterd.replay", "put a capture through the same path, as fast as it goes"),
+    "board": ("meterd.board_simulator", "play a clamp board on a pty"),
+    "demo": ("meterd.demo", "watch a simulated household being metered, sealed and verified"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `meterd` and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run("meterd", lambda: _main(arguments))
+
+
+def _main(argv: list[str]) -> int:
+    parser = Parser(prog="meterd", description="The meter daemon and its stand-ins.")
+    parser.add_version()
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), "")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    options = parser.parse_args(argv)
+    return int(importlib.import_module(COMMANDS[options.command][0]).run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
