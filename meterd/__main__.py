@@ -19,6 +19,16 @@ COMMANDS = {
 }
 
 
+NOT_NEEDED_TO_METER = ("ssl", "_hashlib")  # OpenSSL: 6 MB, and code that parses what a network says
+
+
+def _leave_out(modules: tuple[str, ...]) -> None:
+    """Let the standard library do without `modules`: asyncio without TLS, hashlib with its own."""
+    for name in modules:
+        if name not in sys.modules:
+            sys.modules[name] = None  # type: ignore[assignment]  # importing it fails from now on
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `meterd` and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -30,6 +40,8 @@ def _main(argv: list[str]) -> int:
     parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in argv if not word.startswith("-")), "")
+    if chosen == "run":
+        _leave_out(NOT_NEEDED_TO_METER)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:

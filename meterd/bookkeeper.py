@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 GENESIS_ORDER = 0
 
 
+def _nobody(*_: object, **__: object) -> None:
+    return None
+
+
 def parameters_for(
     rules: BoardRules,
     settings: tuple[tuple[str, str], ...],
@@ -82,6 +86,8 @@ class Bookkeeper:
         gaps: Holes since the start.
         alarms: Alarms that stand now, by kind.
         storing: Whether there is room for samples.
+        told: Called with each event.
+        alarmed: Called with kind, text and whether it stands, when an alarm changes.
         again: Rows must be fed anew, once all appended so far is durable: call `feed_again`.
     """
 
@@ -169,6 +175,8 @@ class Bookkeeper:
         self._counted: Counter[str] = Counter()
         self._dropped: dict[str, int] = {}
         self._day: int | None = None
+        self.told: Callable[[Event], None] = _nobody
+        self.alarmed: Callable[..., None] = _nobody
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -440,15 +448,15 @@ class Bookkeeper:
     def event(self, kind: str, details: Details = ()) -> None:
         """Append an event, stamped with the last reading's or the start's clocks."""
         boot_ms, wall_ms = self._stamp
-        self.log.add_event(
-            Event(
-                number=self.log.events + 1,
-                boot_ms=boot_ms,
-                wall_ms=max(wall_ms, 0),
-                kind=kind,
-                details=details,
-            )
+        event = Event(
+            number=self.log.events + 1,
+            boot_ms=boot_ms,
+            wall_ms=max(wall_ms, 0),
+            kind=kind,
+            details=details,
         )
+        self.log.add_event(event)
+        self.told(event)
 
     def stamp(self, stamp: Stamp) -> None:
         """Let events that follow bear `stamp`."""
@@ -458,6 +466,7 @@ class Bookkeeper:
         """Let an alarm stand or fall; an event tells of each change. Returns whether it changed."""
         if (kind in self.alarms) == stands:
             return False
+        self.alarmed(kind, text, stands=stands)
         if stands:
             self.alarms[kind] = text
         else:

@@ -1,0 +1,472 @@
+"""`meterd run`: the meter process. It has the board and the seal, and no network.
+
+One task owns each outside thing: the port, the card, the control socket. The measuring task alone
+has the account; bounded hand-overs join them. A card that stalls for seconds delays neither a stamp
+nor an integration. The first failure ends the process, and a fresh start is the one way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from meterd.bookkeeper import Bookkeeper
+from meterd.config import Settings, load, parameters
+from meterd.device.archive import read_part
+from meterd.device.card import Card, lock
+from meterd.device.clock import BUILD_S, Clock, ScaledClock, Stamp, SystemClock
+from meterd.device.port import read_board
+from meterd.device.recovery import recover
+from meterd.device.systemd import Manager, journal_logger, log_event
+from meterd.device.vault import load_seal
+from meterd.errors import ConfigError, StorageError
+from meterd.init import read_genesis
+from meterd.ledger.chain import open_chain
+from meterd.metering.board import BoardDecoder
+from meterd.software import Installed, SoftwareChangedError, check_installed, software_id
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Callable
+    from typing import NoReturn
+
+    from meterd.device.card import Operation
+    from meterd.ledger.account import Genesis
+
+STATE_DEFAULT = Path("/var/lib/meterd")
+CHUNKS_WAITING_MAX = 4096  # reads of the port while the account is fed anew: an hour of a fast board
+WRITE_STALL_S_MAX = 120.0  # a card that takes no write for so long is broken
+TURN_S = 1.0  # the measuring loop turns at least so often: ticks, watchdog
+MB = 1_000_000
+SECRET_BYTES = 32
+DEMO_PREFIX = "demo"  # only in networks named so may the clock run scaled
+
+
+class Chunk(NamedTuple):
+    """What one read of the port returned."""
+
+    data: bytes
+    stamp: Stamp
+
+
+class Meter:
+    """The daemon's tasks around one bookkeeper.
+
+    Attributes:
+        book: The account; only the measuring task touches it.
+        port_state: `closed`, `open`, `lost` or `silent`.
+        last: The last reading and its stamp, or None.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        settings: Settings,
+        genesis: Genesis,
+        *,
+        clock: Clock,
+        manager: Manager,
+        logger: logging.Logger,
+        speed: int = 1,
+    ) -> None:
+        """Recover the account in `state`; `run` comes next.
+
+        Raises:
+            ConfigError: Key, settings and genesis do not fit each other.
+            LedgerDamagedError: The account does not verify.
+            SoftwareChangedError: The installed files are not those of the wheel; noted first.
+        """
+        self.settings, self._genesis = settings, genesis
+        self._state, self._clock, self._manager, self._logger = state, clock, manager, logger
+        self._speed = speed
+        chain = open_chain(genesis, settings.meter.name)
+        key = load_seal(state)
+        if bytes(key.verify_key) != chain.sealer:
+            raise ConfigError(
+                f"the sealing key in {state} is not the one that the genesis names for "
+                f"{settings.meter.name}",
+                hint="put back this meter's own key, or enrol it anew; it seals with no other",
+            )
+        if settings.meter.interval_s != genesis.interval_s:
+            raise ConfigError(
+                f"meter.interval_s is {settings.meter.interval_s}, the network's is "
+                f"{genesis.interval_s}",
+                hint="the interval is the network's: set meter.interval_s to it",
+            )
+        self._card = Card()
+        self.book = Bookkeeper(
+            state,
+            rules=settings.rules,
+            settings=parameters(settings),
+            software_id=software_id(),
+            build_ms=BUILD_S * 1000,
+            interval_s=genesis.interval_s,
+            key=key,
+            recovered=recover(state, chain),
+            boot_id=clock.boot_id,
+            draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
+            read=lambda number, begin, end: read_part(state, number, begin, end),
+        )
+        self.book.alarmed = self._alarmed
+        self._decoder = BoardDecoder(settings.rules)
+        self.port_state = "closed"
+        self.last: tuple[list[int], int, Stamp] | None = None
+        self.published: Callable[[object], None] | None = None
+        self.free_bytes = self._free()
+        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue(CHUNKS_WAITING_MAX)
+        self._writes: asyncio.Queue[list[Operation]] = asyncio.Queue(1)
+        self._written = asyncio.Event()
+        self._written.set()
+        self._stop = asyncio.Event()
+        self._reports: list[tuple[str, dict[str, str]]] = []
+        self._committed_ms = 0
+        self._logged_height = self.book.chain.head.height
+
+    # --- starting and stopping --------------------------------------------------------------
+
+    def begin(self, installed: Installed | SoftwareChangedError) -> None:
+        """Record the start; nothing is written before the port has been opened."""
+        stamp = self._clock.stamp()
+        detail = installed.detail if isinstance(installed, Installed) else str(installed)
+        self.book.start(
+            stamp.boot_ms,
+            stamp.wall_ms,
+            (("software", self.book.parameters.software_id), ("installed", detail[:200])),
+        )
+        if isinstance(installed, SoftwareChangedError):
+            self.book.raise_alarm("software_changed", str(installed), stands=True)
+            self._card.perform(self.book.commit())
+            raise installed
+        self._committed_ms = stamp.boot_ms
+        self._check_room()
+
+    async def run(self) -> None:
+        """Meter until SIGTERM or SIGINT; then make all durable."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(self._read(), name="read the port"),
+                    tasks.create_task(self._keep(), name="keep the log"),
+                    tasks.create_task(self._control(), name="answer"),
+                ]
+                measure = tasks.create_task(self._measure(), name="measure")
+                await measure
+                for task in others:
+                    task.cancel()
+        finally:
+            self._manager.stopping()
+            self._card.close()
+
+    async def _read(self) -> NoReturn:
+        board = self.settings.board
+        silence_s = float(board.silence_s or 3 * board.polling_ms / 1000) / self._speed
+        await read_board(
+            board.port,
+            lambda data, stamp: self._chunks.put_nowait(Chunk(data, stamp)),
+            self._port_reports,
+            clock=self._clock,
+            silence_s=max(silence_s, 1.0),
+            reset_gpio=board.reset_gpio,
+            opened=self._opened,
+        )
+
+    def _opened(self) -> None:
+        self._decoder.reopen()
+        if self.port_state == "closed":
+            self._manager.ready()
+        self.port_state = "open"
+
+    def _port_reports(self, event: str, fields: dict[str, str]) -> None:
+        level = logging.INFO if event in ("port_opened", "port_speaks") else logging.WARNING
+        log_event(self._logger, level, event, **fields)
+        states = {"port_lost": "lost", "port_silent": "silent", "port_speaks": "open"}
+        self.port_state = states.get(event, self.port_state)
+        self._reports.append((event, fields))
+
+    # --- measuring --------------------------------------------------------------------------
+
+    async def _measure(self) -> None:
+        stopping = asyncio.create_task(self._stop.wait())
+        waiting: asyncio.Task[Chunk] | None = None
+        turn_s = min(TURN_S, self._manager.watchdog_s or TURN_S)
+        try:
+            while not self._stop.is_set():
+                waiting = waiting or asyncio.create_task(self._chunks.get())
+                await asyncio.wait(
+                    (waiting, stopping), timeout=turn_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                self._manager.watchdog()
+                if waiting.done():
+                    await self._take(waiting.result())
+                    waiting = None
+                while not self._chunks.empty():
+                    await self._take(self._chunks.get_nowait())
+                self._turn()
+        finally:
+            stopping.cancel()
+            if waiting is not None:
+                waiting.cancel()
+        stamp = self._clock.stamp()
+        book = self.book
+        book.stamp(stamp)
+        book.count_dropped(self._decoder.dropped)
+        book.note_counts()
+        book.event("stopped")
+        await self._flush()
+        log_event(self._logger, logging.INFO, "stopped", height=book.chain.head.height)
+
+    async def _take(self, chunk: Chunk) -> None:
+        book = self.book
+        for reading in self._decoder.receive(chunk.data, chunk.stamp.boot_ms):
+            book.take(reading, chunk.stamp)
+            if book.again:
+                await self._flush()
+                book.feed_again()
+            mains = [
+                power
+                for power, role in zip(reading.powers_mw, book.parameters.roles, strict=True)
+                if role == "mains"
+            ]
+            self.last = ([sum(mains), reading.voltage_mv, *reading.currents_ma], 0, chunk.stamp)
+            self._see(estimated=reading.estimated)
+            if self.published is not None:
+                self.published(None)
+
+    def _see(self, *, estimated: bool) -> None:
+        """Let alarms stand or fall by the last reading."""
+        book, sieve = self.book, self.book.sieve
+        book.raise_alarm("adaptor_out", "the voltage adaptor is out: energy is estimated", stands=estimated)
+        book.raise_alarm("frozen", "the board repeats one line", stands=sieve.frozen)
+        book.raise_alarm(
+            "cadence",
+            f"lines come every {sieve.cadence.twice_ms / 2000:.1f} s, board.polling_ms says "
+            f"{self.settings.board.polling_ms / 1000:.1f} s: set it to what the board does",
+            stands=sieve.cadence.is_off(),
+        )
+        book.raise_alarm("clock", book.placement.alarm, stands=bool(book.placement.alarm))
+
+    def _turn(self) -> None:
+        """Do what is due whether or not the board speaks."""
+        book, stamp = self.book, self._clock.stamp()
+        book.stamp(stamp)
+        for event, fields in self._reports:
+            book.event(event, tuple(fields.items()))
+        self._reports.clear()
+        silent = self.port_state in ("lost", "silent")
+        book.raise_alarm("port", f"the board is {self.port_state}", stands=silent)
+        self._see_garbage()
+        book.count_dropped(self._decoder.dropped)
+        book.tick(stamp.boot_ms, stamp)
+        due = stamp.boot_ms - self._committed_ms >= self.settings.log.commit_s * 1000
+        if (due or book.pending) and self._written.is_set() and self.port_state != "closed":
+            self._committed_ms = stamp.boot_ms
+            self._hand_over()
+
+    def _see_garbage(self) -> None:
+        dropped = self._decoder.dropped
+        garbage = dropped.get("garbage", 0) + dropped.get("oversized", 0)
+        wrong = garbage > GARBAGE_LINES and not self._decoder.accepted
+        self.book.raise_alarm(
+            "garbage", "nothing but garbage comes: is the port at 38400 baud?", stands=wrong
+        )
+
+    def _hand_over(self) -> None:
+        operations = self.book.commit()
+        if operations:
+            self._written.clear()
+            self._writes.put_nowait(operations)
+
+    async def _flush(self) -> None:
+        """Make all so far durable."""
+        await self._written.wait()
+        self._hand_over()
+        await self._written.wait()
+
+    def _alarmed(self, kind: str, text: str, *, stands: bool) -> None:
+        if stands:
+            log_event(self._logger, logging.WARNING, "alarm", alarm=kind, text=text)
+        else:
+            log_event(self._logger, logging.INFO, "alarm_over", alarm=kind)
+
+    # --- the card ---------------------------------------------------------------------------
+
+    async def _keep(self) -> NoReturn:
+        while True:
+            operations = await self._writes.get()
+            try:
+                async with asyncio.timeout(WRITE_STALL_S_MAX):
+                    self.free_bytes = await asyncio.to_thread(self._write, operations)
+            except TimeoutError as error:
+                raise StorageError(
+                    f"the card has taken no write for {WRITE_STALL_S_MAX:.0f} s",
+                    hint="it is failing: copy the account, replace the card",
+                ) from error
+            self._written.set()
+            self._check_room()
+            head = self.book.chain.head
+            if head.height > self._logged_height and not self.book.pending:
+                self._logged_height = head.height
+                log_event(
+                    self._logger,
+                    logging.INFO,
+                    "sealed",
+                    height=head.height,
+                    end_s=head.end_s,
+                    hash=head.block_hash.hex()[:16],
+                )
+                self._manager.status(f"block {head.height} sealed")
+
+    def _write(self, operations: list[Operation]) -> int:
+        self._card.perform(operations)
+        return self._free()
+
+    def _free(self) -> int:
+        room = os.statvfs(self._state)
+        return room.f_bavail * room.f_frsize
+
+    def _check_room(self) -> None:
+        """Samples stop at the reserve, so that blocks and events go on; well before, warn."""
+        reserve = self.settings.log.reserve_mb * MB
+        book = self.book
+        book.storing = self.free_bytes > reserve
+        book.raise_alarm(
+            "storage_full",
+            "the card is full: samples are lost, registers and blocks go on; run `meterctl prune`",
+            stands=not book.storing,
+        )
+        a_day = 86_400_000 // self.settings.board.polling_ms * ROW_BYTES
+        days = max(0, self.free_bytes - reserve) // a_day
+        book.raise_alarm(
+            "storage_low",
+            f"room for samples of {days} days: run `meterctl prune`, or take a larger card",
+            stands=book.storing and days < STORAGE_DAYS_MIN,
+        )
+
+    # --- the control socket -----------------------------------------------------------------
+
+    async def _control(self) -> None:
+        from meterd.device.control import ControlServer  # noqa: PLC0415 - after the port is open
+        from meterd.meter_answers import Answers  # noqa: PLC0415
+
+        path = self.settings.control.socket or str(self._state / "control")
+        answers = Answers(self)
+        self.published = answers.publish
+        self.book.told = answers.tell
+        await ControlServer(Path(path), answers).serve()
+
+    @property
+    def state_folder(self) -> Path:
+        """The account's folder."""
+        return self._state
+
+    @property
+    def clock_status(self) -> str:
+        """Status of the clock now, S, I or R."""
+        return self._clock.stamp().status
+
+    @property
+    def accepted(self) -> int:
+        """Readings integrated since the start."""
+        return self.book.accepted
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Lines dropped since the start, by kind."""
+        duplicates = self.book.sieve.duplicates
+        return self._decoder.dropped | ({"duplicate": duplicates} if duplicates else {})
+
+    async def perform(self, operations: list[Operation]) -> None:
+        """Make what is in the log durable, then do `operations`."""
+        await self._flush()
+        self._written.clear()
+        self._writes.put_nowait(operations)
+        await self._written.wait()
+
+
+GARBAGE_LINES = 20  # in a row, and none good: not line noise
+ROW_BYTES = 32  # a row of one clamp
+STORAGE_DAYS_MIN = 30  # less room than this is an alarm
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe `meterd run`."""
+    parser.epilog = """examples:
+  meterd run --config /etc/meterd/meterd.toml
+  meterd run --config meterd.toml --state ./account
+"""
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="settings")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(os.environ.get("STATE_DIRECTORY") or STATE_DEFAULT),
+        metavar="DIR",
+        help="the account (default: $STATE_DIRECTORY, else /var/lib/meterd)",
+    )
+    parser.add_argument(
+        "--with-peer", action="store_true", help="start the peer process too, where there is one"
+    )
+    parser.add_argument(
+        "--speed", type=int, default=1, metavar="N", help="run the clock N times as fast (demo)"
+    )
+    parser.add_argument(
+        "--epoch-ms", type=int, metavar="MS", help="where a clock that runs faster starts (demo)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the meter until it is stopped; returns the exit code."""
+    settings = load(arguments.config)
+    state: Path = arguments.state
+    genesis = read_genesis(state)
+    scaled = arguments.speed != 1 or arguments.epoch_ms is not None
+    if scaled and not genesis.name.startswith(DEMO_PREFIX):
+        raise ConfigError(
+            f"a scaled clock is refused in network {genesis.name}: nobody is billed by it",
+            hint=f"only in networks named {DEMO_PREFIX}… ; see `meterd demo`",
+        )
+    logger = journal_logger()
+    if arguments.with_peer:
+        log_event(logger, logging.INFO, "no_peer", network=genesis.name, nodes=1)
+    manager = Manager()
+    clock: Clock = (
+        ScaledClock(arguments.speed, arguments.epoch_ms or BUILD_S * 1000)
+        if scaled
+        else SystemClock(settings.clock.trust)
+    )
+    if scaled:
+        settings = replace(settings, clock=replace(settings.clock, trust="always"))
+    held = lock(state)
+    installed: Installed | SoftwareChangedError
+    try:
+        installed = check_installed()
+    except SoftwareChangedError as error:
+        installed = error
+    meter = Meter(
+        state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
+    )
+    meter.begin(installed)
+    log_event(
+        logger,
+        logging.INFO,
+        "started",
+        meter=settings.meter.name,
+        run=meter.book.run,
+        height=meter.book.chain.head.height,
+        software=meter.book.parameters.software_id.hex()[:16],
+        installed=installed.state if isinstance(installed, Installed) else "changed",
+    )
+    try:
+        asyncio.run(meter.run())
+    finally:
+        os.close(held)
+    sys.stderr.flush()
+    return 0

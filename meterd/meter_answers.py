@@ -1,0 +1,149 @@
+"""What the meter process tells on its control socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterd.device.archive import read_files
+from meterd.device.control import (
+    EventRecord,
+    Feed,
+    LiveReading,
+    PruneReply,
+    Register,
+    RegistersReply,
+    StatusReply,
+)
+from meterd.ledger.event import Event, decode_event
+from meterd.ledger.segment import STREAMS
+from meterd.ledger.stored import read_frames
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from meterd.meter import Meter
+
+
+def record_of(event: Event) -> EventRecord:
+    """Return an event as the socket tells it: numbers in decimal, bytes in hex."""
+    return {
+        "number": event.number,
+        "boot_ms": event.boot_ms,
+        "wall_ms": event.wall_ms,
+        "kind": event.kind,
+        "details": {
+            key: value.hex() if isinstance(value, bytes) else str(value)
+            for key, value in event.details
+        },
+    }
+
+
+class Answers:
+    """Answers for one meter (`control.Source`)."""
+
+    def __init__(self, meter: Meter) -> None:
+        """Answer for `meter`."""
+        self._meter = meter
+        self._live: Feed[LiveReading] = Feed()
+        self._events: Feed[EventRecord] = Feed()
+
+    def publish(self, _: object) -> None:
+        """Hand the last reading to whoever listens."""
+        last = self._meter.last
+        if not self._live or last is None:
+            return
+        (power_mw, voltage_mv, *currents_ma), _, stamp = last
+        registers = self._meter.book.registers_uj()
+        self._live.publish(
+            {
+                "wall_ms": stamp.wall_ms,
+                "power_mw": power_mw,
+                "voltage_mv": voltage_mv,
+                "currents_ma": currents_ma,
+                "import_uj": registers["1-0:1.8.0"][0],
+                "export_uj": registers["1-0:2.8.0"][0],
+            }
+        )
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to whoever listens."""
+        if self._events:
+            self._events.publish(record_of(event))
+
+    def _registers(self) -> dict[str, Register]:
+        return {
+            code: {"uj": uj, "kind": "estimated" if kind else "measured"}
+            for code, (uj, kind) in sorted(self._meter.book.registers_uj().items())
+        }
+
+    def status(self) -> StatusReply:
+        """Return how the meter is."""
+        meter, book = self._meter, self._meter.book
+        head = book.chain.head
+        start_s = book.cutter.start_s
+        power_mw = meter.last[0][0] if meter.last else 0
+        state = "metering" if meter.port_state == "open" else meter.port_state
+        if book.placement.wall is None and book.accepted:
+            state = "metering, waits for the clock"
+        reserve = meter.settings.log.reserve_mb * 1_000_000
+        return {
+            "name": meter.settings.meter.name,
+            "software": book.parameters.software_id.hex(),
+            "state": state,
+            "port": meter.port_state,
+            "clock": meter.clock_status,
+            "height": head.height,
+            "last_end_s": head.end_s,
+            "open": None
+            if start_s is None
+            else {"start_s": start_s, "records": book.cutter.records, "power_mw": power_mw},
+            "registers": self._registers(),
+            "readings": {"accepted": meter.accepted, "dropped": meter.dropped},
+            "gaps": book.gaps,
+            "storage_free_bytes": max(0, meter.free_bytes - reserve),
+            "alarms": [f"{kind}: {text}" for kind, text in sorted(book.alarms.items())],
+        }
+
+    def registers(self) -> RegistersReply:
+        """Return the registers."""
+        meter = self._meter
+        return {
+            "registers": self._registers(),
+            "readings": {"accepted": meter.accepted, "dropped": meter.dropped},
+            "gaps": meter.book.gaps,
+            "height": meter.book.chain.head.height,
+        }
+
+    async def live(self) -> AsyncIterator[LiveReading]:
+        """Yield each reading from now on."""
+        with self._live.listener() as readings:
+            async for reading in readings:
+                yield reading
+
+    async def events(self, since: int) -> AsyncIterator[EventRecord]:
+        """Yield each event numbered `since` or more: from the card, then as they come."""
+        with self._events.listener() as coming:
+            chain = self._meter.book.chain
+            last = since - 1
+            files = read_files(self._meter.state_folder, dict.fromkeys(STREAMS, 0))
+            stream = read_frames("events", files.events, genesis=chain.genesis, meter=chain.meter)
+            for stored in stream.frames:
+                event = decode_event(stored.frame.body)
+                if event.number > last:
+                    last = event.number
+                    yield record_of(event)
+            async for record in coming:
+                if record["number"] > last:
+                    last = record["number"]
+                    yield record
+
+    async def prune(self, before_s: int) -> PruneReply:
+        """Prune samples of sealed blocks that end before an instant."""
+        from meterd.device.prune import plan_prune  # noqa: PLC0415 - rarely
+
+        meter = self._meter
+        plan = plan_prune(meter.state_folder, meter.book.chain, before_s)
+        for details in plan.events:
+            meter.book.event("pruned", details)
+        await meter.perform(plan.operations)
+        return {"segments": len(plan.events), "bytes": plan.freed_bytes}
