@@ -31,7 +31,16 @@ from meterd.metering.energy import (
     registers,
     registers_uj,
 )
-from meterd.metering.interval import LOST, Base, Cut, Cutter, Decision, Placement, Wall
+from meterd.metering.interval import (
+    LOST,
+    Base,
+    Cut,
+    Cutter,
+    Decision,
+    Placement,
+    Wall,
+    clock_details,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -564,22 +573,14 @@ class Bookkeeper:
                 ends={name: ends[name] for name in STREAMS},  # type: ignore[misc]
                 events=self.log.events,
                 parameters=(self.parameters.encode(),),
+                cut_ms=self.cutter.base.at_ms or 0,
             ),
             run=self.run,
             sums=dict(zip(codes, self.cutter.base.sums, strict=True)),
         )
         self._operations.append(checkpoint_operation(self.state, checkpoint, self._key))
         if wall is not None:
-            boot_ms = self._stamp[0]
-            self.event(
-                "clock_set",
-                (
-                    ("boot_ms", boot_ms),
-                    ("wall_ms", boot_ms + wall.offset_ms),
-                    ("status", wall.status),
-                    ("error_ms", wall.error_ms),
-                ),
-            )
+            self.event("clock_set", clock_details(wall, self._stamp[0]))
 
     def seal_open(self) -> None:
         """Seal what is open, as the next start would; all must be durable. No reading may follow."""

@@ -14,8 +14,9 @@ loop in the daemon, at once in a replay.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from meterd.device.archive import segment_name
 from meterd.device.card import Operation
@@ -111,7 +112,8 @@ class Stream:
             self.digest = self._linker.digest
 
 
-class OpenRows(NamedTuple):
+@dataclass(slots=True)
+class OpenRows:
     """Rows of one segment that no block takes yet.
 
     Attributes:
@@ -228,12 +230,12 @@ class Log:
     def add_row(self, body: bytes) -> None:
         """Append one sample, a row without its link."""
         stored = self._streams["samples"].add_row(body)
-        part = self.open_rows[-1]
-        self.open_rows[-1] = part._replace(rows=part.rows + 1)
-        if self._hash is not None:
+        part, state = self.open_rows[-1], self._hash
+        if state is not None:
             if part.rows == 0:
-                self._hash.update(part.header.seed(part.first_row))
-            self._hash.update(stored)
+                state.update(part.header.seed(part.first_row))
+            state.update(stored)
+        part.rows += 1
 
     def add_event(self, event: Event) -> None:
         """Append one event."""
@@ -324,7 +326,7 @@ class Log:
             if count == part.rows and len(self.open_rows) > 1:
                 self.open_rows.pop(0)
             else:
-                self.open_rows[0] = part._replace(
+                self.open_rows[0] = replace(part, 
                     first_row=part.first_row + count, rows=part.rows - count
                 )
         self._hash = None
@@ -342,7 +344,7 @@ class Log:
         if not rows:
             last = self.open_rows[-1:] if self.samples_open else []
             self.open_rows = [
-                part._replace(first_row=part.first_row + part.rows, rows=0) for part in last
+                replace(part, first_row=part.first_row + part.rows, rows=0) for part in last
             ]
             return
         assert read is not None  # noqa: S101 - callers with rows pass it

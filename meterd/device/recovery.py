@@ -22,7 +22,7 @@ from meterd.ledger.encoding import decode, encode, seal, take_apart, verify_seal
 from meterd.ledger.judge import Findings, Start, judge
 from meterd.ledger.segment import STREAMS
 from meterd.ledger.stored import End
-from meterd.metering.interval import Wall
+from meterd.metering.interval import CLOCK_EVENTS, Wall
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +71,7 @@ def seal_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> bytes:
             list(start.parameters),
             checkpoint.run,
             [[code, half] for code, half in sorted(checkpoint.sums.items())],
+            start.cut_ms,
         ]
     )
     return seal(payload, key, chain.genesis)
@@ -87,7 +88,7 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
     verify_seal(sealed, VerifyKey(chain.sealer), chain.genesis)
     value: Any = decode(sealed.payload)
     shape = (str, bytes, str, int, int, bytes, tuple, tuple, bytes, tuple, int, tuple, int, tuple)
-    if not shaped(value, *shape, int, tuple) or value[0] != CHECKPOINT_CONTEXT:
+    if not shaped(value, *shape, int, tuple, int) or value[0] != CHECKPOINT_CONTEXT:
         raise EncodingError("not a checkpoint")
     if value[1:4] != (chain.genesis, chain.meter, chain.incarnation):
         raise EncodingError("the checkpoint is another account's")
@@ -106,6 +107,7 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
         ends={name: End(*end) for name, end in zip(STREAMS, value[11], strict=True)},
         events=value[12],
         parameters=value[13],
+        cut_ms=value[16],
     )
     return Checkpoint(start=start, run=value[14], sums=dict(value[15]))
 
@@ -177,7 +179,7 @@ def _read_events(found: Findings, run: int) -> tuple[int, dict[int, Wall]]:
     for event in found.events:
         if event.kind == "started":
             run = event.number_of("run")
-        elif event.kind in ("clock_set", "clock_stepped"):
+        elif event.kind in CLOCK_EVENTS:
             offset_ms = event.number_of("wall_ms") - event.number_of("boot_ms")
             walls[run] = Wall(offset_ms, str(event["status"]), event.number_of("error_ms"))
     return run, walls
@@ -188,14 +190,17 @@ def _sums(
 ) -> tuple[dict[bytes, int], tuple[int, tuple[int, ...]] | None]:
     head = found.chain.head
     sums = {energy.obis: 2 * energy.last_uj for energy in head.energy} | checkpoint.sums
-    at = None
-    results = [found.results[number] for number in sorted(found.results)]
-    for result in results:
+    for number in sorted(found.results):
+        result = found.results[number]
         if result.measured_ms and result.exact:
             sums |= result.cut_sums
-            at = (result.point_ms, result.point)
-        elif not result.exact:
-            at = None
+    at = None
+    for part in found.open[:1]:
+        header = part.segment.header
+        begun = found.results.get(header.number)
+        if begun and begun.exact and (part.first_row or header.before):
+            sums |= begun.cut_sums
+            at = (begun.point_ms, begun.point)
     last = {energy.obis: energy.last_uj for energy in head.energy}
     for code, uj in last.items():
         if sums.get(code, 0) // 2 != uj:  # samples were lost, and the odd half with them

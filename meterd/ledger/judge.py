@@ -80,12 +80,14 @@ class Start:
         ends: Where each stream ended then; all its rows were taken by blocks.
         events: How many events there were.
         parameters: Parameter records known by then, as stored.
+        cut_ms: Boot clock at which the energy in the last block ends; 0 where none is known.
     """
 
     chain: Chain
     ends: dict[str, End]
     events: int = 0
     parameters: tuple[bytes, ...] = ()
+    cut_ms: int = 0
 
 
 class Tools(NamedTuple):
@@ -340,7 +342,7 @@ def _take_samples(found: Findings, files: list[SampleFile], start: Start, tools:
     elif stream.damage:
         head = found.chain.head
         found.bad.append(Bad("samples", head.height + 1, head.end_s, *stream.damage))
-    tasks = _sample_tasks(found, stream, stretches, tools)
+    tasks = _sample_tasks(found, stream, stretches, start.cut_ms, tools)
     for done, (task, result) in enumerate(zip(tasks, tools.samples(tasks), strict=False), start=1):
         found.results[task.number] = result
         tools.progress("samples", done, len(tasks))
@@ -361,10 +363,10 @@ def _sample_tasks(
     found: Findings,
     stream: SampleStream,
     stretches: dict[int, list[Stretch]],
+    cut_ms: int,
     tools: Tools,
 ) -> list[SampleTask]:
     tasks = []
-    cut_ms = 0
     for number, segment in stream.segments.items():
         here = stretches.get(number, [])
         before = stream.segments.get(number - 1)
@@ -381,14 +383,13 @@ def _sample_tasks(
             count = min(before.rows, TAIL_ROWS)
             end = before.begin + before.rows * header.row_bytes
             tail = tools.read(number - 1, end - count * header.row_bytes, end)
-        cut_ms = _cut_before(stretches, number)
         task = SampleTask(
             number=number,
             header=header,
             begin=segment.begin,
             parameters=parameters,
             stretches=tuple(here),
-            cut_ms=cut_ms,
+            cut_ms=_cut_before(stretches, number, cut_ms),
             tail=tail,
             tail_whole=not header.before,
             following=_following(stream, number, tools),
@@ -397,13 +398,13 @@ def _sample_tasks(
     return tasks
 
 
-def _cut_before(stretches: dict[int, list[Stretch]], number: int) -> int:
+def _cut_before(stretches: dict[int, list[Stretch]], number: int, cut_ms: int) -> int:
     """Return where the last block before this segment ends, by the boot clock."""
     for earlier in range(number - 1, min(stretches, default=number) - 1, -1):
         for stretch in reversed(stretches.get(earlier, [])):
             if stretch.rows or stretch.block.clock.measured_ms:
                 return stretch.block.clock.boot_ms if stretch.ends else 0
-    return 0
+    return cut_ms
 
 
 def _following(stream: SampleStream, number: int, tools: Tools) -> bytes:

@@ -107,9 +107,12 @@ def mapping(roles: Sequence[str], *, apparent: bool) -> Mapping:
 
 def quantities(powers_mw: Sequence[int], apparent_mva: int, of: Mapping) -> tuple[int, ...]:
     """Return what is integrated: net mains power (mW, signed), apparent (mVA), circuits (mW, >= 0)."""
-    net = sum(powers_mw[index] for index in of.mains)
-    if not of.apparent and not of.circuits:
-        return (net,)
+    mains = of.mains
+    net = powers_mw[mains[0]]
+    for index in mains[1:]:
+        net += powers_mw[index]
+    if not of.circuits:
+        return (net, apparent_mva) if of.apparent else (net,)
     circuits = tuple(max(0, powers_mw[index]) for index in of.circuits)
     return (net, apparent_mva, *circuits) if of.apparent else (net, *circuits)
 

@@ -133,7 +133,7 @@ class Cutter:
         self.sums[:] = base.sums
         self._at_ms = base.at_ms
         self._point = base.point
-        self.start_s: int | None = None if base.at_ms is None else base.end_s
+        self._open_at(None if base.at_ms is None else base.end_s)
         self._unplaced = False
         self._wall: Wall | None = None
         self._anchor_ms = 0
@@ -190,7 +190,7 @@ class Cutter:
         elif abs(wall.offset_ms - self._anchor_ms) > STEP_MS:
             self._step(wall_ms, wall, cuts)
         self._wall = wall
-        if wall_ms > self._next_s * 1000:
+        if wall_ms > self._next_ms:
             if bridged:
                 self._cross(at_ms, point, wall, cuts)
             else:
@@ -208,8 +208,9 @@ class Cutter:
         self.records += 1
         if flags & ROW_ESTIMATED:
             self.flags |= ESTIMATED
-        self._worsen(wall)
-        if wall_ms == self._next_s * 1000:
+        if wall.status != self._status or wall.error_ms > self._error_ms:
+            self._worsen(wall)
+        if wall_ms == self._next_ms:
             cuts.append(self._close(self._next_s, at_ms)._replace(takes_row=True))
         return cuts
 
@@ -238,7 +239,7 @@ class Cutter:
             self.flags |= PARTIAL
             cuts.append(self._close(min(end_s, self._next_s), self._at_ms))
         self._at_ms = None
-        self.start_s = None
+        self._open_at(None)
         self._wall = None
         pending = (self.records, self.measured_ms, tuple(self.sums)) if self.records else None
         self.base = self.base._replace(at_ms=None, flags=0, pending=pending)
@@ -249,9 +250,11 @@ class Cutter:
         """Start of the open stretch in wall-clock ms."""
         return (self.start_s or 0) * 1000
 
-    @property
-    def _next_s(self) -> int:
-        return ((self.start_s or 0) // self._interval_s + 1) * self._interval_s
+    def _open_at(self, start_s: int | None) -> None:
+        """Let the open stretch begin at `start_s`; its interval ends at the next boundary."""
+        self.start_s: int | None = start_s
+        self._next_s = ((start_s or 0) // self._interval_s + 1) * self._interval_s
+        self._next_ms = self._next_s * 1000
 
     def _worsen(self, wall: Wall) -> None:
         if STATUSES.index(wall.status) > STATUSES.index(self._status):
@@ -273,7 +276,8 @@ class Cutter:
             records=self.records,
             takes_row=False,
         )
-        self.start_s = self._end_s = end_s
+        self._end_s = end_s
+        self._open_at(end_s)
         self._clear()
         if self._wall is not None:
             self._anchor_ms = self._wall.offset_ms
@@ -303,18 +307,19 @@ class Cutter:
         pending = self._unplaced and self.records
         self._anchor_ms = wall.offset_ms
         if self._end_s is None:
-            self.start_s = self._end_s = boundary_s
+            self._end_s = boundary_s
+            self._open_at(boundary_s)
             self._unplaced = False
             if pending:
                 self._close_unplaced(boundary_s, wall_ms, cuts)
             elif wall_ms > boundary_s * 1000:
                 self.flags |= PARTIAL
             return
-        self.start_s = self._end_s
+        self._open_at(self._end_s)
         self._unplaced = False
         if pending:
             self._close_unplaced(boundary_s, wall_ms, cuts)
-        elif boundary_s > self.start_s:
+        elif boundary_s > self._end_s:
             self.flags = GAP
             self._worsen(wall)
             cuts.append(self._close(boundary_s, 0))
@@ -371,6 +376,19 @@ class Decision(NamedTuple):
     event: tuple[str, tuple[tuple[str, str | int], ...]] | None = None
 
 
+CLOCK_EVENTS = ("clock_set", "clock_stepped", "clock_went_back")  # each tells where a run lies
+
+
+def clock_details(wall: Wall, boot_ms: int) -> tuple[tuple[str, str | int], ...]:
+    """Return the details of an event that tells where the boot clock lies in wall time."""
+    return (
+        ("boot_ms", boot_ms),
+        ("wall_ms", boot_ms + wall.offset_ms),
+        ("status", wall.status),
+        ("error_ms", wall.error_ms),
+    )
+
+
 class Placement:
     """Decides whether wall time can place a row. One for each run.
 
@@ -389,6 +407,7 @@ class Placement:
         self._held_from_ms = 0
         self._stands_from_ms: int | None = None
         self._rows = 0
+        self._same: Decision | None = None  # the last answer, while nothing changes
 
     @property
     def held(self) -> bool:
@@ -409,17 +428,21 @@ class Placement:
         """
         offset_ms = wall_ms - boot_ms
         self._rows += 1
+        same = self._same
+        if same is not None and same.wall == (offset_ms, status, error_ms):
+            return same
         if self.wall is None:
             return self._first(boot_ms, Wall(offset_ms, status, error_ms), last_end_s)
         wall = Wall(offset_ms, "S" if status == "S" else "I", error_ms)
         ahead_ms = offset_ms - self.wall.offset_ms
         if self._held is None:
             if ahead_ms > STEP_LONG_MS:
+                self._same = None
                 self._held, self._held_from_ms = wall, boot_ms
                 self._stands_from_ms = boot_ms if status == "S" else None
                 self.alarm = "wall time is a day or more ahead: waiting to see whether it stays"
                 return Decision(None, event=("clock_held", (("ahead_ms", ahead_ms),)))
-            return self._follow(wall, ahead_ms)
+            return self._follow(boot_ms, wall, ahead_ms)
         return self._held_on(boot_ms, wall, status, ahead_ms)
 
     def _first(self, boot_ms: int, wall: Wall, last_end_s: int | None) -> Decision:
@@ -438,17 +461,17 @@ class Placement:
             return Decision(None)
         self.alarm = ""
         self.wall = wall
-        again = ()
-        if self._rows > 1:
-            again = ((0, wall._replace(status="I")),)
+        again = ((0, wall._replace(status="I")),) if self._rows > 1 else ()
         return Decision(wall, again, self._event("clock_set", wall, boot_ms))
 
-    def _follow(self, wall: Wall, ahead_ms: int) -> Decision:
+    def _follow(self, boot_ms: int, wall: Wall, ahead_ms: int) -> Decision:
         assert self.wall is not None  # noqa: S101 - called where placed
         if abs(ahead_ms) <= STEP_MS:
-            return Decision(wall)
+            self._same = Decision(wall)
+            return self._same
         self.wall = wall
-        return Decision(wall, event=("clock_stepped", (("by_ms", str(ahead_ms)),)))
+        self._same = None
+        return Decision(wall, event=self._event("clock_stepped", wall, boot_ms, ahead_ms))
 
     def _held_on(self, boot_ms: int, wall: Wall, status: str, ahead_ms: int) -> Decision:
         assert self.wall is not None  # noqa: S101 - called where held
@@ -458,7 +481,8 @@ class Placement:
             before = self.wall
             if abs(ahead_ms) > STEP_MS:
                 self.wall = wall
-            return Decision(wall, ((0, before),), ("clock_went_back", (("by_ms", str(ahead_ms)),)))
+            event = self._event("clock_went_back", wall, boot_ms, ahead_ms)
+            return Decision(wall, ((0, before),), event)
         if abs(wall.offset_ms - self._held.offset_ms) > STEP_MS:
             self._held = wall
             self._stands_from_ms = None
@@ -470,19 +494,14 @@ class Placement:
             again = ((0, self.wall), (self._held_from_ms, self._held))
             self._held, self.alarm = None, ""
             self.wall = wall
-            return Decision(wall, again, ("clock_stepped", (("by_ms", str(ahead_ms)),)))
+            event = self._event("clock_stepped", wall, boot_ms, ahead_ms)
+            return Decision(wall, again, event)
         return Decision(None)
 
     @staticmethod
     def _event(
-        kind: str, wall: Wall, boot_ms: int
+        kind: str, wall: Wall, boot_ms: int, by_ms: int = 0
     ) -> tuple[str, tuple[tuple[str, str | int], ...]]:
-        return (
-            kind,
-            (
-                ("boot_ms", boot_ms),
-                ("wall_ms", boot_ms + wall.offset_ms),
-                ("status", wall.status),
-                ("error_ms", wall.error_ms),
-            ),
-        )
+        """Return an event that places a run: recovery reads it."""
+        step = (("by_ms", str(by_ms)),) if by_ms else ()
+        return kind, (*clock_details(wall, boot_ms), *step)

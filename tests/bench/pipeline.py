@@ -1,0 +1,137 @@
+"""From a line to the group-committed log, against a loop that only splits, hashes and writes."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from meterd.bookkeeper import Bookkeeper
+from meterd.config import check, parameters
+from meterd.device.archive import read_part
+from meterd.device.card import Card
+from meterd.device.clock import Stamp
+from meterd.device.recovery import recover
+from meterd.init import create_account
+from meterd.ledger.chain import open_chain
+from meterd.ledger.segment import LINK_BYTES, ROW_CLAMP, ROW_FIXED
+from meterd.metering.board import BoardDecoder
+from meterd.software import software_id
+from tests.bench.measure import median_cpu_s, tell
+
+LINES = 60_000
+COMMIT_ROWS = 15  # 30 s of a line each 2 s
+STEP_MS = 2000
+START_MS = 1_767_225_600_000
+CONFIG = """[meter]
+name = "bench-1"
+[board]
+port = "/dev/null"
+polling_ms = 2000
+[[clamp]]
+name = "mains"
+role = "mains"
+[clock]
+trust = "always"
+"""
+STRICT = re.compile(rb"[0-9]+(?: -?[0-9]+(?:\.[0-9]+)?){7}\r\n")
+
+
+def household_lines(count: int, seed: int = 1) -> list[bytes]:
+    """Return lines of a household whose load moves as loads do: steps, then small wobble."""
+    draw = random.Random(seed)
+    base, lines = 400.0, []
+    for _ in range(count):
+        if draw.random() < 0.02:
+            base = draw.choice((180.0, 400.0, 900.0, 2400.0))
+        power = base + draw.randrange(-20, 21) / 10
+        volts = 230 + draw.randrange(-30, 31) / 10
+        milliamps = power / volts * 1000
+        lines.append(
+            b"11 %.1f 0.0 0.0 %.1f 0.0 0.0 %.2f\r\n" % (power, milliamps, volts)
+        )
+    return lines
+
+
+def bare(lines: list[bytes], folder: Path) -> None:
+    """Split strictly, hash and write rows of the same size, as often."""
+    path = folder / "bare"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    pack = (ROW_FIXED.format + ROW_CLAMP.format[1:]).encode()
+    size = ROW_FIXED.size + ROW_CLAMP.size
+    assert pack
+    state, pending = sha256(b"seed"), []
+    for number, line in enumerate(lines, start=1):
+        if not STRICT.fullmatch(line):
+            raise ValueError(line)
+        fields = line.split()
+        body = b"".join(fields)[:size].ljust(size, b"\0")
+        state.update(body)
+        link = state.copy().digest()[:LINK_BYTES]
+        state.update(link)
+        pending.append(body + link)
+        if number % COMMIT_ROWS == 0:
+            os.write(descriptor, b"".join(pending))
+            os.fdatasync(descriptor)
+            pending.clear()
+    os.close(descriptor)
+    path.unlink()
+
+
+def make_book(state: Path) -> tuple[Bookkeeper, BoardDecoder]:
+    """Return a bookkeeper on a fresh account, and its decoder."""
+    settings, mistakes = check(CONFIG, source="bench")
+    if settings is None:
+        raise ValueError(mistakes)
+    key = SigningKey(bytes(32))
+    genesis = create_account(state, settings, bytes(32))
+    book = Bookkeeper(
+        state,
+        rules=settings.rules,
+        settings=parameters(settings),
+        software_id=software_id(),
+        build_ms=0,
+        interval_s=genesis.interval_s,
+        key=key,
+        recovered=recover(state, open_chain(genesis, settings.meter.name)),
+        boot_id=bytes(16),
+        draw_secret=lambda stream, number: sha256(f"{stream}{number}".encode()).digest(),
+        read=lambda number, begin, end: read_part(state, number, begin, end),
+    )
+    book.start(0, START_MS)
+    return book, BoardDecoder(settings.rules)
+
+
+def whole(lines: list[bytes], folder: Path) -> None:
+    """Meter the same lines: decode, integrate, link, cut, seal, commit."""
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        book, decoder = make_book(Path(inner) / "account")
+        card = Card()
+        for number, line in enumerate(lines, start=1):
+            at_ms = number * STEP_MS
+            stamp = Stamp(at_ms, START_MS + at_ms, "S", 0)
+            for reading in decoder.receive(line, at_ms):
+                book.take(reading, stamp)
+            if number % COMMIT_ROWS == 0 or book.pending:
+                card.perform(book.commit())
+        card.perform(book.commit())
+        card.close()
+        if book.accepted != len(lines):
+            raise ValueError(book.accepted)
+
+
+def main() -> None:
+    """Tell the ratio."""
+    lines = household_lines(LINES)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        alone, ours = median_cpu_s([lambda: bare(lines, place), lambda: whole(lines, place)])
+    tell("bare loop: strict split, hash, write", f"{LINES / alone:,.0f} lines/s")
+    tell("line → board → energy → link → log, sealed", f"{LINES / ours:,.0f} lines/s")
+    ratio = alone / ours
+    tell("share of the bare loop's speed", f"{ratio:.2f}", "≥ 0.50", met=ratio >= 0.5)
