@@ -2,8 +2,8 @@
 
 Each segment of samples is audited by itself: its header, which is part of every fingerprint in it,
 states where integration stood before its first row. So segments can be audited on several
-processors, and an account whose older samples were pruned still can be. What joins the segments
-(`join`) is then checked by itself.
+processors, and an account whose older samples were pruned still can be. What joins the segments is
+then checked by itself (`samples`).
 
 A row is believed to be what the board said; that its flags follow the rule of gaps, and that the
 registers are the sum of the rows, is recomputed.
@@ -15,9 +15,8 @@ from hashlib import sha256
 from operator import add, mul
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.errors import BlockRejectedError
-from meterd.ledger.chain import Chain, verify_sealed
-from meterd.ledger.segment import LINK_BYTES, columns, find_damaged_row, read_row
+from meterd.ledger.segment import LINK_BYTES, columns, find_damaged_row, read_row, row_bytes
+from meterd.ledger.stored import Place
 from meterd.metering.energy import (
     APPARENT,
     CADENCE_WINDOW,
@@ -38,64 +37,6 @@ if TYPE_CHECKING:
     from meterd.ledger.account import Parameters
     from meterd.ledger.block import Block
     from meterd.ledger.segment import SampleHeader
-
-
-class Bad(NamedTuple):
-    """The first place of an account that does not verify.
-
-    Attributes:
-        stream: `genesis`, `blocks`, `events` or `samples`.
-        height: The block concerned, or None.
-        start_s: That block's start, or None where it is not known.
-        segment: Number of the segment.
-        offset: Byte in the segment.
-        reason: What was expected there, and what was found.
-    """
-
-    stream: str
-    height: int | None
-    start_s: int | None
-    segment: int
-    offset: int
-    reason: str
-
-
-class SealTask(NamedTuple):
-    """A run of blocks to verify: signatures, and each against the one before.
-
-    Attributes:
-        chain: The chain before the first of them.
-        messages: Sealed blocks as stored.
-    """
-
-    chain: Chain
-    messages: tuple[bytes, ...]
-
-
-class SealResult(NamedTuple):
-    """What `verify_seals` found.
-
-    Attributes:
-        chain: The chain behind the last block that holds.
-        blocks: Those blocks.
-        reason: Why the next one does not follow, or an empty text.
-    """
-
-    chain: Chain
-    blocks: tuple[Block, ...]
-    reason: str
-
-
-def verify_seals(task: SealTask) -> SealResult:
-    """Verify a run of blocks as far as it holds."""
-    chain, blocks = task.chain, []
-    for message in task.messages:
-        try:
-            block, chain = verify_sealed(message, chain)
-        except BlockRejectedError as error:
-            return SealResult(chain, tuple(blocks), str(error))
-        blocks.append(block)
-    return SealResult(chain, tuple(blocks), "")
 
 
 class Stretch(NamedTuple):
@@ -123,30 +64,39 @@ class SampleTask(NamedTuple):
         number: The segment's number.
         header: Its header.
         begin: Byte at which its rows begin.
+        rows: How many it has.
         parameters: The parameter record that the header names.
         stretches: Its rows by block, in order, from row 0 on.
-        cut_ms: Boot clock at which the block before them ends; 0 for none of this boot.
+        cuts_ms: Boot clocks at which blocks of this boot end, behind the last row before these.
         tail: Stored rows before the first one, of the same run, as many as the cadence wants.
-        tail_whole: Whether the run is known from its start, or for a whole window of cadences.
         following: The first row of the next segment, if it goes on with the same run.
+        broken: What follows the last row is known to be damaged or missing.
     """
 
     number: int
     header: SampleHeader
     begin: int
+    rows: int
     parameters: Parameters
     stretches: tuple[Stretch, ...]
-    cut_ms: int
+    cuts_ms: tuple[int, ...]
     tail: bytes
-    tail_whole: bool
     following: bytes
+    broken: bool
+
+
+class BadRows(NamedTuple):
+    """Rows that do not verify: the block that takes them, or None, and the place."""
+
+    block: Block | None
+    place: Place
 
 
 class SampleResult(NamedTuple):
     """What `audit_samples` found.
 
     Attributes:
-        bad: The first bad place, or None.
+        bad: The first bad place and the block that it concerns, or None.
         measured_ms: How long was measured, by height of the blocks that lie here.
         estimated: Heights with an estimated row.
         row_sums: Running sums at the last row that a block takes (half uJ, by OBIS code).
@@ -156,7 +106,7 @@ class SampleResult(NamedTuple):
         exact: Whether these could be recomputed to the end.
     """
 
-    bad: Bad | None
+    bad: BadRows | None
     measured_ms: dict[int, int]
     estimated: frozenset[int]
     row_sums: dict[bytes, int]
@@ -168,7 +118,27 @@ class SampleResult(NamedTuple):
 
 def audit_samples(task: SampleTask, data: bytes) -> SampleResult:
     """Audit one segment, whose bytes are `data`."""
+    reason = _misfit(task)
+    if reason:
+        block = task.stretches[0].block if task.stretches else None
+        bad = BadRows(block, Place(task.number, 0, reason))
+        return SampleResult(bad, {}, frozenset(), {}, {}, 0, (), exact=False)
     return _Audit(task, data).run()
+
+
+def _misfit(task: SampleTask) -> str:
+    """Return why header and parameter record do not fit each other, or an empty text."""
+    parameters, header = task.parameters, task.header
+    codes = [obis for obis, _ in parameters.registers]
+    of = mapping(parameters.roles, apparent=APPARENT in codes)
+    polling_ms = dict(parameters.settings).get("board.polling_ms", "")
+    if not of.mains or len(codes) != 2 + of.apparent + len(of.circuits):
+        return "the parameter record's registers are not those of its clamps"
+    if not (polling_ms.isascii() and polling_ms.isdecimal()):
+        return "the parameter record states no polling interval"
+    if len(header.sums) != len(codes) or header.row_bytes != row_bytes(len(parameters.roles)):
+        return "the header does not fit its parameter record"
+    return ""
 
 
 def fingerprint_of(parts: Sequence[tuple[SampleHeader, int, bytes]]) -> bytes:
@@ -190,16 +160,22 @@ def plan(
         rows: Counted rows of each segment by number, ascending; pruned segments too.
 
     Returns:
-        Stretches by segment, and the first block whose rows are not all there, or None.
+        Stretches by segment, and the first block whose rows are not all there, or None. Blocks that
+        lost all their samples before the first of these segments began are the one before's.
     """
     stretches: dict[int, list[Stretch]] = {number: [] for number in rows}
     numbers = list(rows)
     at, row = 0, 0
     for block in blocks:
         if block.records == 0:
-            here = numbers[at] if row or at == 0 else numbers[at - 1]
             if numbers:
-                stretches[here].append(Stretch(block, row, 0, begins=True, ends=True))
+                here = numbers[at] if row or at == 0 else numbers[at - 1]
+                first_row = row if row or at == 0 else rows[here]
+                stretches[here].append(Stretch(block, first_row, 0, begins=True, ends=True))
+                if block.flags & LOST and at == row == 0:
+                    # Sealed before the first row was stored: its header's sums are those behind it.
+                    early = stretches.pop(numbers[0] - 1, []) + stretches[here]
+                    stretches = {numbers[0] - 1: early} | stretches | {here: []}
             continue
         left, begins = block.records, True
         while left:
@@ -233,6 +209,7 @@ class _Audit:
         self._estimated: set[int] = set()
         self._part_ms = 0
         self._exact = True
+        self._unlike: Stretch | None = None
         self._begins_run = not header.before
 
     def _window(self) -> list[int]:
@@ -243,88 +220,98 @@ class _Audit:
 
     def run(self) -> SampleResult:
         task = self._task
-        bad = self._fit()
-        if not bad and task.header.before and task.cut_ms > self._at_ms:
-            self._cross(task.cut_ms, self._body(0))
-        for index, stretch in enumerate(() if bad else task.stretches):
-            bad = self._stretch(stretch, index)
-            if bad:
+        bad = self._check_fingerprints()
+        for cut_ms in task.cuts_ms if task.header.before else ():
+            if cut_ms > self._at_ms:
+                self._cross(cut_ms, self._row(0))
+        for stretch in task.stretches:
+            if stretch is self._unlike:
+                break
+            wrong = self._stretch(stretch)
+            if wrong:
+                bad = wrong
                 break
         return SampleResult(
             bad,
             self._measured,
             frozenset(self._estimated),
-            dict(zip(self._codes, self._row_sums, strict=False)),
-            dict(zip(self._codes, self._sums, strict=False)),
+            dict(zip(self._codes, self._row_sums, strict=True)),
+            dict(zip(self._codes, self._sums, strict=True)),
             self._point_ms,
             self._point,
             self._exact,
         )
 
-    def _fit(self) -> Bad | None:
-        header, stretches = self._task.header, self._task.stretches
-        clamps = (self._size - LINK_BYTES - 16) // 8
-        if len(header.sums) != len(self._codes) or clamps != len(self._task.parameters.roles):
-            return self._bad(
-                stretches[0].block if stretches else None,
-                0,
-                "the header does not fit its parameter record",
-            )
+    def _check_fingerprints(self) -> BadRows | None:
+        """Find the first block whose rows are not what it sealed; later ones are not looked at."""
+        for stretch in self._task.stretches:
+            begin = self._offset(stretch.first_row)
+            end = self._offset(stretch.first_row + stretch.rows)
+            if stretch.begins and stretch.ends:
+                rows = self._data[begin:end]
+                parts = [(self._task.header, stretch.first_row, rows)] if stretch.rows else []
+                if fingerprint_of(parts) != stretch.block.fingerprint:
+                    self._unlike = stretch
+                    return self._locate(stretch.block, begin, end)
         return None
 
-    def _bad(self, block: Block | None, offset: int, reason: str) -> Bad:
-        height, start_s = (block.height, block.start_s) if block else (None, None)
-        return Bad("samples", height, start_s, self._task.number, offset, reason)
+    def _bad(self, block: Block, offset: int, reason: str) -> BadRows:
+        return BadRows(block, Place(self._task.number, offset, reason))
 
     def _offset(self, row: int) -> int:
         return self._task.begin + row * self._size
 
-    def _body(self, row: int) -> bytes:
-        """Return the row, without its link, or that of the next segment, or nothing."""
-        at = self._offset(row)
-        body = self._data[at : at + self._size - LINK_BYTES]
-        return body if len(body) == self._size - LINK_BYTES else b""
+    def _row(self, number: int) -> bytes:
+        """Return a row without its link: of this segment, of the next, or nothing past the end."""
+        if number >= self._task.rows:
+            return self._task.following
+        at = self._offset(number)
+        return self._data[at : at + self._size - LINK_BYTES]
 
-    def _stretch(self, stretch: Stretch, index: int) -> Bad | None:
+    def _stretch(self, stretch: Stretch) -> BadRows | None:
         block = stretch.block
-        begin, end = self._offset(stretch.first_row), self._offset(stretch.first_row + stretch.rows)
-        rows = self._data[begin:end]
-        if stretch.begins and stretch.ends and stretch.rows:
-            parts = [(self._task.header, stretch.first_row, rows)]
-            if fingerprint_of(parts) != block.fingerprint:
-                return self._locate(block, begin, end)
-        elif stretch.begins and not stretch.rows and block.fingerprint != sha256().digest():
-            return self._bad(block, begin, "the block has no rows and a fingerprint of some")
+        behind = stretch.first_row + stretch.rows
+        begin, end = self._offset(stretch.first_row), self._offset(behind)
         if block.flags & LOST or not self._exact:
             self._exact = False
             return None
-        if block.parameters != self._task.header.parameters and stretch.rows and stretch.ends:
-            if block.clock.status != "R":
-                return self._bad(block, begin, "the block names another parameter record")
+        named = block.parameters == self._task.header.parameters
+        if not named and stretch.rows and stretch.ends and block.clock.status != "R":
+            return self._bad(block, begin, "the block names another parameter record")
         self._part_ms = 0
-        if stretch.begins:
-            bad = self._compare(block, begin, first=True)
-            if bad:
-                return bad
-        if stretch.rows:
-            bad = self._rows(block, rows, begin)
-            if bad:
-                return bad
-        if stretch.ends:
-            self._close(block, stretch.first_row + stretch.rows)
+        bad = self._compare(block, begin, first=True) if stretch.begins else None
+        if not bad and stretch.rows:
+            bad = self._integrate_rows(block, self._data[begin:end], begin)
+        if not bad and stretch.ends:
+            between_rows = block.clock.boot_ms > self._point_ms
+            if between_rows:
+                self._cross(block.clock.boot_ms, self._row(behind))
             bad = self._compare(block, begin, first=False)
-            if bad:
-                return bad
+            if bad and between_rows and self._is_broken(behind):
+                self._exact = False
+                return None
         self._measured[block.height] = self._measured.get(block.height, 0) + self._part_ms
-        return None
+        return bad
 
-    def _locate(self, block: Block, begin: int, end: int) -> Bad:
+    def _is_broken(self, row: int) -> bool:
+        """Say whether the row behind a block, which its end was computed from, is damaged."""
+        if row >= self._task.rows:
+            return self._task.broken
+        last = self._task.stretches[-1]
+        if self._task.broken and not last.ends and row >= last.first_row:
+            return True
+        if self._unlike and row >= self._unlike.first_row:
+            return True
+        end = self._offset(row + 1)
+        return find_damaged_row(self._data, self._task.header, end)[1] is not None
+
+    def _locate(self, block: Block, begin: int, end: int) -> BadRows:
         _, damage = find_damaged_row(self._data, self._task.header, end)
         if damage:
             return self._bad(block, damage.offset, damage.reason)
         return self._bad(block, begin, "the rows are linked and are not those the block sealed")
 
-    def _compare(self, block: Block, offset: int, *, first: bool) -> Bad | None:
+    def _compare(self, block: Block, offset: int, *, first: bool) -> BadRows | None:
         energy = {entry.obis: entry for entry in block.energy}
         for code, half in zip(self._codes, self._sums, strict=True):
             entry = energy.get(code)
@@ -339,7 +326,7 @@ class _Audit:
                 )
         return None
 
-    def _rows(self, block: Block, rows: bytes, offset: int) -> Bad | None:
+    def _integrate_rows(self, block: Block, rows: bytes, offset: int) -> BadRows | None:
         """Integrate the rows of one block, whole columns at a time."""
         table = columns(rows, self._size)
         flags = table.flags
@@ -377,9 +364,10 @@ class _Audit:
         at_ms = self._at_ms + sum(elapsed)
         weights = elapsed.copy()
         weights[0] += self._at_ms - self._point_ms
-        for index, flag in enumerate(flags):
-            if flag & ROW_GAP:
-                weights[index] = 0
+        if any(flags):
+            for index, flag in enumerate(flags):
+                if flag & ROW_GAP:
+                    weights[index] = 0
         for index, values in enumerate(series):
             points = [self._point[index], *values]
             doubled = map(add, points, values)
@@ -401,17 +389,13 @@ class _Audit:
         beats = [ms for ms in elapsed if ms]
         known = [*recent, *beats]
         self._recent = known[-CADENCE_WINDOW:]
-        if (
-            len(recent) == CADENCE_WINDOW
-            and not any(flag & ROW_GAP for flag in flags)
-            and max(elapsed) <= 3 * min(known)
-        ):
+        if len(recent) == CADENCE_WINDOW and not any(flags) and max(elapsed) <= 3 * min(known):
             return None  # no difference can be three times a median of these
         polling_ms = int(dict(self._task.parameters.settings)["board.polling_ms"])
         cadence = Cadence(polling_ms)
         for beat in recent:
             cadence.add(beat)
-        sure = self._task.tail_whole or len(recent) == CADENCE_WINDOW
+        sure = not self._task.header.before or len(recent) == CADENCE_WINDOW
         for index, ms in enumerate(elapsed):
             if self._begins_run:
                 self._begins_run = False
@@ -423,15 +407,10 @@ class _Audit:
             cadence.add(ms)
         return None
 
-    def _close(self, block: Block, next_row: int) -> None:
-        cut_ms = block.clock.boot_ms
-        if cut_ms > self._point_ms:
-            body = self._body(next_row) or self._task.following
-            if body:
-                self._cross(cut_ms, body)
-
     def _cross(self, cut_ms: int, body: bytes) -> None:
         """Integrate up to a cut between the last row and the one in `body`, unless it is a hole."""
+        if not body:
+            return
         row = read_row(body, self._at_ms)
         if row.flags & ROW_GAP or not self._point_ms < cut_ms <= row.at_ms:
             return

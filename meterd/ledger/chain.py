@@ -14,7 +14,8 @@ physics: a block that passes was sealed by this meter, here, in this order, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 from nacl.signing import VerifyKey
 
@@ -183,7 +184,7 @@ def _verify_time(block: Block, chain: Chain) -> None:
 def _verify_energy(block: Block, head: Head) -> None:
     here = f"block {block.height}"
     codes = [energy.obis for energy in block.energy]
-    if any(early >= late for early, late in zip(codes, codes[1:], strict=False)):
+    if any(early >= late for early, late in pairwise(codes)):
         raise BlockRejectedError(f"{here} has registers out of order or twice")
     before = {energy.obis: energy for energy in head.energy}
     for energy in block.energy:
@@ -202,3 +203,41 @@ def _verify_energy(block: Block, head: Head) -> None:
             raise BlockRejectedError(f"{here} relabels register {name} as kind {energy.kind}")
     if before:
         raise BlockRejectedError(f"{here} leaves out register {obis_code(min(before))}")
+
+
+class SealTask(NamedTuple):
+    """A run of blocks to verify: signatures, and each against the one before.
+
+    Attributes:
+        chain: The chain before the first of them.
+        messages: Sealed blocks as stored.
+    """
+
+    chain: Chain
+    messages: tuple[bytes, ...]
+
+
+class SealResult(NamedTuple):
+    """What `verify_seals` found.
+
+    Attributes:
+        chain: The chain behind the last block that holds.
+        blocks: Those blocks.
+        reason: Why the next one does not follow, or an empty text.
+    """
+
+    chain: Chain
+    blocks: tuple[Block, ...]
+    reason: str
+
+
+def verify_seals(task: SealTask) -> SealResult:
+    """Verify a run of blocks as far as it holds."""
+    chain, blocks = task.chain, list[Block]()
+    for message in task.messages:
+        try:
+            block, chain = verify_sealed(message, chain)
+        except BlockRejectedError as error:
+            return SealResult(chain, tuple(blocks), str(error))
+        blocks.append(block)
+    return SealResult(chain, tuple(blocks), "")

@@ -1,4 +1,4 @@
-"""The one spelling of every message: deterministic CBOR inside COSE_Sign1.
+r"""The one spelling of every message: deterministic CBOR inside COSE_Sign1.
 
 Payloads are deterministic CBOR (RFC 8949 section 4.2.1) by a profile of ours: arrays of unsigned
 integers below 2^64, byte strings, text and arrays. Seals are COSE_Sign1 (RFC 9052) with alg -19
@@ -9,7 +9,7 @@ beside this file says the same for other implementations.
 
 >>> decode(encode(["meterd/example/v1", 7, b"x"]))
 ('meterd/example/v1', 7, b'x')
->>> decode(b"\\x18\\x07")  # 7 in two bytes
+>>> decode(b"\x18\x07")  # 7 in two bytes
 Traceback (most recent call last):
     ...
 meterd.errors.EncodingError: not the shortest spelling of its value
@@ -115,7 +115,7 @@ def _loads(data: bytes) -> object:
 
 
 def digest(payload: bytes) -> bytes:
-    """Return the SHA-256 of `payload`: a block's hash is over what is sealed, never over the seal."""
+    """Return the SHA-256 of `payload`; a block's hash is over what is sealed, not over the seal."""
     return sha256(payload).digest()
 
 

@@ -215,6 +215,8 @@ def read_header(data: bytes, stream: str) -> tuple[Header, int]:
         or (header.row_bytes - ROW_FIXED.size - LINK_BYTES) % ROW_CLAMP.size
     ):
         raise EncodingError(f"no row has {header.row_bytes} bytes")
+    if len(header.before) not in {0, header.row_bytes - LINK_BYTES}:
+        raise EncodingError("the row before the header's first is misshapen")
     return header, end
 
 
@@ -288,14 +290,11 @@ class walk_frames:  # noqa: N801 - an iterator that is called like a function, w
         damage: Why the walk ended, or None at the segment's end.
     """
 
-    def __init__(
-        self, data: bytes, header: Header, *, start: int | None = None, limit: int | None = None
-    ) -> None:
-        """Walk `data` up to `limit` bytes, yielding frames from byte `start` on."""
+    def __init__(self, data: bytes, header: Header, *, limit: int | None = None) -> None:
+        """Walk `data` up to `limit` bytes."""
         encoded = header.encode()
         self._linker = Linker(encoded)
         self._data = data if limit is None else data[:limit]
-        self._start = start or 0
         self.end = len(encoded) + LINK_BYTES
         self.digest = self._linker.digest
         self.damage: Damage | None = None
@@ -317,8 +316,7 @@ class walk_frames:  # noqa: N801 - an iterator that is called like a function, w
                 self.damage = Damage(at, "a record does not match its link")
                 return
             self.end, self.digest = link_at + LINK_BYTES, linker.digest
-            if at >= self._start:
-                yield Frame(at, self.end, bytes(data[body_at:link_at]), self.digest)
+            yield Frame(at, self.end, bytes(data[body_at:link_at]), self.digest)
 
 
 def row_bytes(clamps: int) -> int:

@@ -13,7 +13,7 @@ from meterd.errors import EncodingError
 from meterd.ledger.segment import Frame, Header, SampleHeader, read_header, walk_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 
 class End(NamedTuple):
@@ -54,6 +54,26 @@ class Place(NamedTuple):
     reason: str
 
 
+class Bad(NamedTuple):
+    """The first place of an account that does not verify.
+
+    Attributes:
+        stream: `genesis`, `blocks`, `events` or `samples`.
+        height: The block concerned, or None.
+        start_s: That block's start, or None where it is not known.
+        segment: Number of the segment.
+        offset: Byte in the segment.
+        reason: What was expected there, and what was found.
+    """
+
+    stream: str
+    height: int | None
+    start_s: int | None
+    segment: int
+    offset: int
+    reason: str
+
+
 class StoredFrame(NamedTuple):
     """A frame, and the segment that it is in."""
 
@@ -68,27 +88,30 @@ class FrameStream:
     Attributes:
         frames: In order.
         damage: First damage before a durable mark.
-        tails: What lies past the counted lengths, that of the last segment last.
-        torn: Whether the last of `tails` is of the last segment: new, and in no event yet.
-        end: Behind the last frame that holds.
+        excess: What lies past counted lengths, of which an event has to tell.
+        torn: What lies past the last record, and segments behind it that never had a header.
+        end: Behind the last frame that holds; its number is that of the last segment, even of one
+            whose header never came to the card.
     """
 
     end: End
     frames: list[StoredFrame] = field(default_factory=list)
     damage: Place | None = None
-    tails: list[Tail] = field(default_factory=list)
-    torn: bool = False
+    excess: list[Tail] = field(default_factory=list)
+    torn: list[Tail] = field(default_factory=list)
 
 
 def read_frames(
     stream: str,
     segments: Sequence[tuple[int, bytes]],
-    *,
     genesis: bytes,
     meter: str,
     before: End = End(),  # noqa: B008 - immutable
 ) -> FrameStream:
     """Return the frames of a stream as far as segments follow each other and links hold.
+
+    A segment whose header does not hold is passed over where the next one does not name it: power
+    failed while it was made, and nothing ever counted in it.
 
     Args:
         stream: `events` or `blocks`.
@@ -98,54 +121,76 @@ def read_frames(
         before: The end that the first of them must follow.
     """
     result = FrameStream(before)
+    waiting: list[Tail] = []  # excess if a segment follows, else torn
+    problem: Place | None = None
     for position, (number, data) in enumerate(segments):
-        following = segments[position + 1][1] if position + 1 < len(segments) else None
+        result.damage = _absent(result.end.number + 1, number)
+        if result.damage:
+            return result
         try:
-            header, begin = read_header(data, stream)
+            header, _ = read_header(data, stream)
         except EncodingError as error:
-            if following is None:
-                result.tails.append(Tail(stream, number, 0, data))
-                result.torn = True
-            else:
-                result.damage = Place(number, 0, str(error))
+            waiting.append(Tail(stream, number, 0, data))
+            problem = problem or Place(number, 0, str(error))
+            result.end = result.end._replace(number=number)
+            continue
+        result.damage = misplaced(header, number, result.end, genesis, meter)
+        if result.damage:
+            result.damage = problem or result.damage
             return result
-        problem = misplaced(header, number, result.end, genesis, meter)
-        counted = len(data) if following is None else counted_bytes(stream, following, len(data))
-        if not problem and counted < begin:
-            problem = "the next segment counts less of this one than its header"
-        if problem:
-            result.damage = Place(number, 0, problem)
-            return result
+        result.excess += waiting
+        waiting, problem = [], None
+        counted = _counted_bytes(stream, header, segments[position + 1 : position + 2])
         walk = walk_frames(data, header, limit=counted)
         result.frames += [StoredFrame(number, frame) for frame in walk]
         result.end = End(number, walk.digest, walk.end)
-        if walk.damage is not None:
-            if following is not None:
-                result.damage = Place(number, walk.damage.offset, walk.damage.reason)
-                return result
-            result.torn = True
+        if walk.damage is not None and counted is not None:
+            result.damage = Place(number, *walk.damage)
+            return result
         if walk.end < len(data):
-            result.tails.append(Tail(stream, number, walk.end, data[walk.end :]))
+            waiting.append(Tail(stream, number, walk.end, data[walk.end :]))
+    result.torn = waiting
     return result
 
 
-def misplaced(header: Header, number: int, before: End, genesis: bytes, meter: str) -> str:
-    """Return why a segment cannot follow `before` in this account, or an empty text."""
-    if header.number != number or number != before.number + 1:
-        return f"expected segment {before.number + 1}, found {number} headed {header.number}"
+def _absent(expected: int, found: int) -> Place | None:
+    if found == expected:
+        return None
+    return Place(expected, 0, f"expected segment {expected}, found {found}")
+
+
+def misplaced(header: Header, number: int, before: End, genesis: bytes, meter: str) -> Place | None:
+    """Return why segment `number` cannot follow `before` in this account, or None."""
+    if header.number != number:
+        return Place(number, 0, f"expected segment {number}, found {header.number}")
     if header.genesis != genesis or header.meter != meter:
-        return "a segment of another account"
+        return Place(number, 0, "a segment of another account")
+    if header.previous_bytes > before.counted_bytes:
+        end = before.counted_bytes
+        reason = f"expected {header.previous_bytes} bytes, found {end}"
+        return Place(max(before.number, 1), end, reason)
     if header.previous_bytes != before.counted_bytes or header.previous_digest != before.digest:
-        return f"does not follow segment {before.number} as it stands"
-    return ""
+        return Place(number, 0, "does not follow the segment before it as it stands")
+    return None
 
 
-def counted_bytes(stream: str, following: bytes, size: int) -> int:
-    """Return how much of a segment of `size` bytes the header of the next one counts."""
-    try:
-        return min(read_header(following, stream)[0].previous_bytes, size)
-    except EncodingError:
-        return size  # the damaged header is found on its own account
+def _counted_bytes(
+    stream: str, header: Header, following: Sequence[tuple[int, bytes]]
+) -> int | None:
+    """Return how much of a segment the next header counts; None if that is not one of it."""
+    for _, data in following:
+        try:
+            return _counted_by(read_header(data, stream)[0], header.number + 1, header)
+        except EncodingError:
+            return None
+    return None
+
+
+def _counted_by(following: Header | None, number: int, header: Header) -> int | None:
+    """Return how much the header that should be `number`'s counts before it; None if it is not."""
+    if following is None or following.number != number or following.genesis != header.genesis:
+        return None
+    return following.previous_bytes
 
 
 class SampleFile(NamedTuple):
@@ -173,6 +218,10 @@ class SampleSegment(NamedTuple):
     counted_bytes: int
     size: int
 
+    def offset(self, row: int) -> int:
+        """Return the byte at which a row begins."""
+        return self.begin + row * self.header.row_bytes
+
 
 @dataclass(slots=True)
 class SampleStream:
@@ -180,65 +229,89 @@ class SampleStream:
 
     Attributes:
         segments: By number, ascending.
+        rows: Rows of each, and of those that were pruned, ascending.
         damage: First damage to a header, or a segment that is missing.
-        tail: A last header that is torn.
+        tail: A last segment whose header does not hold.
+        number: Number of the last segment, of whatever kind.
     """
 
+    number: int
     segments: dict[int, SampleSegment] = field(default_factory=dict)
+    rows: dict[int, int] = field(default_factory=dict)
     damage: Place | None = None
-    tail: tuple[int, int] | None = None
+    tail: SampleFile | None = None
 
 
 def read_samples(
-    files: Sequence[SampleFile], *, genesis: bytes, meter: str, first: int
+    files: Sequence[SampleFile],
+    *,
+    genesis: bytes,
+    meter: str,
+    before: End,
+    pruned: Mapping[int, int],
+    empty: Collection[int],
 ) -> SampleStream:
     """Return the sample segments as their headers tell them; rows are not looked at.
 
     Args:
-        files: Ascending by number.
+        files: Ascending by number, those past `before`.
         genesis: Hash that each header must name.
         meter: Name that each header must bear.
-        first: Number of the first segment that was not pruned.
+        before: The end that the first of them must follow.
+        pruned: Rows of each segment that an event says was pruned, by number.
+        empty: Numbers of segments that an event says never had a header.
     """
-    result = SampleStream()
-    expected = first
-    headers: list[SampleHeader | None] = []
-    begins: list[int] = []
-    for file in files:
-        try:
-            header, begin = read_header(file.head, "samples")
-        except EncodingError as error:
-            if file is not files[-1]:
-                result.damage = result.damage or Place(file.number, 0, str(error))
-            header, begin = None, 0
-        headers.append(header if isinstance(header, SampleHeader) else None)
-        begins.append(begin)
-    for position, file in enumerate(files):
-        header = headers[position]
+    result = SampleStream(before.number)
+    at = {file.number: file for file in files}
+    heads = {file.number: _sample_header(file) for file in files if file.number not in empty}
+    for number in sorted({*at, *pruned}):
+        if number <= before.number:
+            continue
+        result.damage = _absent(result.number + 1, number)
+        if result.damage:
+            return result
+        result.number = number
+        if number in pruned:
+            result.rows[number] = pruned[number]
+            continue
+        if number in empty:
+            continue
+        file = at[number]
+        header, begin, problem = heads[number]
         if header is None:
             if file is files[-1]:
-                result.tail = (file.number, file.size)
+                result.tail = file
+            else:
+                result.damage = Place(number, 0, problem)
             return result
-        problem = ""
-        if header.number != file.number or file.number != expected:
-            problem = f"expected segment {expected}, found {file.number} headed {header.number}"
+        if header.number != number:
+            problem = f"expected segment {number}, found {header.number}"
         elif header.genesis != genesis or header.meter != meter:
             problem = "a segment of another account"
         if problem:
-            result.damage = Place(file.number, 0, problem)
+            result.damage = Place(number, 0, problem)
             return result
-        following = headers[position + 1] if position + 1 < len(files) else None
-        counted = following.previous_bytes if following else file.size
-        if counted > file.size or counted < begins[position]:
-            result.damage = Place(
-                file.number, file.size, f"expected {counted} bytes, found {file.size}"
-            )
-            counted = min(max(counted, begins[position]), file.size)
-        rows = (counted - begins[position]) // header.row_bytes
-        result.segments[file.number] = SampleSegment(
-            header, begins[position], rows, counted, file.size
-        )
+        later = number + 1
+        while later in empty:
+            later += 1
+        named = _counted_by(heads[later][0], later, header) if later in heads else None
+        counted = file.size if named is None else named
+        if not begin <= counted <= file.size:
+            reason = f"expected {counted} bytes, found {file.size}"
+            result.damage = Place(number, file.size, reason)
+            counted = max(begin, file.size)
+        rows = (counted - begin) // header.row_bytes
+        result.segments[number] = SampleSegment(header, begin, rows, counted, file.size)
+        result.rows[number] = rows
         if result.damage:
             return result
-        expected = file.number + 1
     return result
+
+
+def _sample_header(file: SampleFile) -> tuple[SampleHeader | None, int, str]:
+    try:
+        header, begin = read_header(file.head, "samples")
+    except EncodingError as error:
+        return None, 0, str(error)
+    assert isinstance(header, SampleHeader)  # noqa: S101 - what a header of samples is read as
+    return header, begin, ""
