@@ -6,28 +6,44 @@ Nothing here writes, and no lock is needed: what is appended while we read is le
 from __future__ import annotations
 
 import mmap
+import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from meterd.errors import EncodingError, StorageError
-from meterd.ledger.account import decode_genesis
-from meterd.ledger.audit import Bad, audit_samples, verify_seals
-from meterd.ledger.chain import open_chain
-from meterd.ledger.encoding import digest
-from meterd.ledger.judge import Files, Findings, Start, Tools, judge
+from meterd.ledger.audit import audit_samples
+from meterd.ledger.chain import verify_seals
+from meterd.ledger.judge import Files, Tools
 from meterd.ledger.segment import HEADER_BYTES_MAX, STREAMS, read_header
-from meterd.ledger.stored import End, SampleFile, Tail
+from meterd.ledger.stored import SampleFile
+from meterd.ledger.verdict import Known, Verdict, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
     from meterd.ledger.audit import SampleResult, SampleTask
-    from meterd.ledger.chain import Head
+
+__all__ = [
+    "GENESIS_FILE",
+    "Known",
+    "VanishedError",
+    "Verdict",
+    "meter_of",
+    "open_tools",
+    "read_file",
+    "read_files",
+    "read_part",
+    "segment_name",
+    "segment_numbers",
+    "verify",
+]
 
 SEGMENT_SUFFIX = ".seg"
 GENESIS_FILE = "genesis.cbor"
+NOTHING = MappingProxyType(dict.fromkeys(STREAMS, 0))
 
 
 def segment_name(number: int) -> str:
@@ -42,13 +58,14 @@ def segment_numbers(folder: Path) -> list[int]:
         StorageError: The folder cannot be read.
     """
     try:
-        names = [entry.name for entry in folder.iterdir()]
+        names = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise StorageError(
             f"cannot read {folder}: {error.strerror}", hint="is this the folder of an account?"
         ) from error
-    stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names if name.endswith(SEGMENT_SUFFIX)]
-    return sorted(int(stem) for stem in stems if stem.isdecimal() and stem.isascii())
+    stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names]
+    numbers = [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
+    return sorted(number for number in numbers if segment_name(number) in names)
 
 
 def read_file(path: Path) -> bytes:
@@ -65,10 +82,11 @@ def read_file(path: Path) -> bytes:
         ) from error
 
 
-def read_files(state: Path, after: dict[str, int]) -> Files:
+def read_files(state: Path, after: Mapping[str, int] = NOTHING) -> Files:
     """Return the account's segments numbered past `after`, in an order that a writer cannot upset.
 
-    Blocks are read first: what they vouch for was durable before them.
+    Blocks are read first: what they vouch for was durable before them. Samples are listed next, and
+    events read last: they tell what the samples were measured under, and which were pruned.
 
     Raises:
         StorageError: A file cannot be read.
@@ -76,23 +94,49 @@ def read_files(state: Path, after: dict[str, int]) -> Files:
     claims = (0, 0)
     numbers = segment_numbers(state / "events")
     if numbers:
-        claims = (numbers[-1], (state / "events" / segment_name(numbers[-1])).stat().st_size)
-    whole: dict[str, list[tuple[int, bytes]]] = {}
-    for stream in ("blocks", "events"):
-        folder = state / stream
-        whole[stream] = [
-            (number, read_file(folder / segment_name(number)))
-            for number in segment_numbers(folder)
-            if number > after[stream]
-        ]
-    samples = []
-    for number in segment_numbers(state / "samples"):
-        if number > after["samples"]:
-            path = state / "samples" / segment_name(number)
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                samples.append(SampleFile(number, file.read(min(HEADER_BYTES_MAX, size)), size))
-    return Files(whole["blocks"], whole["events"], samples, claims)
+        claims = (numbers[-1], _size(state / "events" / segment_name(numbers[-1])))
+    blocks = _read_whole(state, "blocks", after)
+    samples = [
+        _read_head(state, number)
+        for number in segment_numbers(state / "samples")
+        if number > after["samples"]
+    ]
+    return Files(blocks, _read_whole(state, "events", after), samples, claims)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_whole(state: Path, stream: str, after: Mapping[str, int]) -> list[tuple[int, bytes]]:
+    return [
+        (number, read_file(state / stream / segment_name(number)))
+        for number in segment_numbers(state / stream)
+        if number > after[stream]
+    ]
+
+
+def _read_head(state: Path, number: int) -> SampleFile:
+    with _open_samples(state, number) as file:
+        size = os.fstat(file.fileno()).st_size
+        return SampleFile(number, file.read(min(HEADER_BYTES_MAX, size)), size)
+
+
+class VanishedError(StorageError):
+    """A segment of samples is not there any more: read the account anew."""
+
+
+def _open_samples(state: Path, number: int) -> BinaryIO:
+    path = state / "samples" / segment_name(number)
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise VanishedError(f"{path} has gone while it was read") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_part(state: Path, number: int, begin: int, end: int) -> bytes:
@@ -101,12 +145,9 @@ def read_part(state: Path, number: int, begin: int, end: int) -> bytes:
     Raises:
         StorageError: It cannot be read.
     """
-    try:
-        with (state / "samples" / segment_name(number)).open("rb") as file:
-            file.seek(begin)
-            return file.read(end - begin)
-    except OSError as error:
-        raise StorageError(f"cannot read samples segment {number}: {error.strerror}") from error
+    with _open_samples(state, number) as file:
+        file.seek(begin)
+        return file.read(end - begin)
 
 
 class _Job:
@@ -116,8 +157,10 @@ class _Job:
         self._state = state
 
     def __call__(self, task: SampleTask) -> SampleResult:
-        path = self._state / "samples" / segment_name(task.number)
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            _open_samples(self._state, task.number) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return audit_samples(task, data)  # type: ignore[arg-type]  # slices of it are bytes
 
 
@@ -142,74 +185,35 @@ def open_tools(
             progress,
         )
         return
+    import signal
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(workers) as pool:
+    # Ctrl-C reaches every process of the terminal; the one that waits for the others takes it.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore)
+    try:
         yield Tools(
             read,
             lambda tasks: pool.map(verify_seals, tasks),
             lambda tasks: pool.map(_Job(state), tasks, chunksize=4),
             progress,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What whoever verifies knows from elsewhere than the account itself.
-
-    Attributes:
-        genesis: The network's genesis, or empty.
-        key: The sealing key, 32 bytes, or empty.
-        head: Height and hash of a block that the account must hold, or None.
-    """
-
-    genesis: bytes = b""
-    key: bytes = b""
-    head: tuple[int, bytes] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What an audit found.
-
-    Attributes:
-        verdict: `good`, `bad` or `unreadable`.
-        blocks: Blocks that verify.
-        records: Rows that those blocks take.
-        first_bad: The first bad place, or None.
-        tail: Bytes past the last durable mark that count for nothing, or None.
-        key: `given` if genesis or key came from elsewhere, else `self-asserted`.
-        head: The last block that verifies, or None.
-        open_rows: Rows that are linked and not sealed yet.
-        pruned: Segments of samples that were rightly pruned.
-        reason: Why it is unreadable, or an empty text.
-    """
-
-    verdict: str
-    blocks: int = 0
-    records: int = 0
-    first_bad: Bad | None = None
-    tail: Tail | None = None
-    key: str = "self-asserted"
-    head: Head | None = None
-    open_rows: int = 0
-    pruned: int = 0
-    reason: str = ""
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def meter_of(state: Path) -> str:
-    """Return the name of the meter whose account this is, as its first events segment says.
+    """Return the name of the meter whose account this is, as the first header that holds says.
 
     Raises:
         StorageError: The folder cannot be read.
-        EncodingError: There is no such segment, or its header is damaged.
+        EncodingError: No segment has a header that holds.
     """
     for stream in ("events", "blocks", "samples"):
         for number in segment_numbers(state / stream):
+            data = read_file(state / stream / segment_name(number))
             try:
-                return read_header(read_file(state / stream / segment_name(number)), stream)[
-                    0
-                ].meter
+                return read_header(data, stream)[0].meter
             except EncodingError:
                 continue
     raise EncodingError("no segment has a header that can be read")
@@ -223,60 +227,13 @@ def verify(
     progress: Callable[[str, int, int], None] = _quiet,
 ) -> Verdict:
     """Audit the whole account in `state`, from its genesis on."""
-    key_said = "given" if known.genesis or known.key else "self-asserted"
     try:
-        stored = read_file(state / GENESIS_FILE) if not known.genesis else known.genesis
-        genesis = decode_genesis(stored)
-        meters = genesis.meters
-        name = meters[0].name if len(meters) == 1 else meter_of(state)
-        chain = open_chain(genesis, name)
-        files = read_files(state, dict.fromkeys(STREAMS, 0))
-    except (StorageError, EncodingError) as error:
-        return Verdict(verdict="unreadable", key=key_said, reason=str(error))
-    wrong = _contradicts(state, known, digest(stored), chain.sealer)
-    if wrong:
-        return Verdict(verdict="bad", key=key_said, first_bad=wrong)
-    start = Start(chain=chain, ends={stream: End() for stream in STREAMS})
-    try:
+        path = state / GENESIS_FILE
+        genesis = read_file(path) if path.exists() or not known.genesis else b""
         with open_tools(state, workers=workers, progress=progress) as tools:
-            found = judge(files, start, tools)
+            try:
+                return verdict(genesis, read_files(state), tools, known)
+            except VanishedError:  # pruned while we looked; an event tells of it by now
+                return verdict(genesis, read_files(state), tools, known)
     except StorageError as error:
-        return Verdict(verdict="unreadable", key=key_said, reason=str(error))
-    bad = found.first_bad or _check_head(found, known)
-    return Verdict(
-        verdict="bad" if bad else "good",
-        blocks=len(found.blocks),
-        records=found.records,
-        first_bad=bad,
-        tail=found.tails[0] if found.tails else None,
-        key=key_said,
-        head=found.chain.head,
-        open_rows=sum(part.segment.rows - part.first_row for part in found.open),
-        pruned=len(found.pruned),
-    )
-
-
-def _contradicts(state: Path, known: Known, genesis_hash: bytes, sealer: bytes) -> Bad | None:
-    if known.key and known.key != sealer:
-        reason = f"the account is {sealer.hex()}'s by its genesis, not the given key's"
-        return Bad("genesis", None, None, 0, 0, reason)
-    path = state / GENESIS_FILE
-    if known.genesis and path.exists() and digest(path.read_bytes()) != genesis_hash:
-        return Bad("genesis", None, None, 0, 0, "the account's genesis is not the given one")
-    return None
-
-
-def _check_head(found: Findings, known: Known) -> Bad | None:
-    if known.head is None:
-        return None
-    height, block_hash = known.head
-    end = found.ends["blocks"]
-    if height > len(found.blocks):
-        reason = f"the account ends at block {len(found.blocks)}, block {height} is known: cut back"
-        place = (found.chain.head.end_s, end.number, end.counted_bytes)
-        return Bad("blocks", height, *place, reason)
-    block = found.blocks[height - 1] if height else None
-    if block is not None and block.hash != block_hash:
-        reason = f"block {height} is not the one that is known: two histories"
-        return Bad("blocks", height, block.start_s, end.number, 0, reason)
-    return None
+        return Verdict(verdict="unreadable", key=known.key_said, reason=str(error))

@@ -11,20 +11,25 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.errors import BusyError, DeniedError, StorageError
+from meterd.errors import BusyError, DeniedError, MeterdError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
 
+BESIDE = ".new"  # of a file that is not whole yet; one that power failed on is written over
+
+
 class Operation(NamedTuple):
     """One thing to do to the card.
 
     Attributes:
-        kind: `create`, `append`, `sync`, `sync_folder`, `replace` or `unlink`.
+        kind: `create` (whole or not at all: no power failure leaves a part of `data`), `append`,
+            `sync`, `sync_folder` (files come and go for good), `settle` (`sync`, and let what is
+            read next come from the card), `replace` (whole or not at all), `unlink`, `close`.
         path: The file or folder.
-        data: What to append or replace with.
+        data: What to create the file with, to append, or to replace it with.
     """
 
     kind: str
@@ -57,16 +62,7 @@ class Card:
             try:
                 self._do(operation)
             except OSError as error:
-                what = f"{operation.kind} {operation.path}: {error.strerror}"
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    hint = "free space on the card, or `meterctl prune` what is certified"
-                    raise CardFullError(what, hint=hint) from error
-                if error.errno == errno.EROFS:
-                    hint = "the card has become read-only: it is worn out or damaged; replace it"
-                    raise StorageError(what, hint=hint) from error
-                raise StorageError(what, hint="the card may be failing: copy it, replace it") from (
-                    error
-                )
+                raise _refused(operation, error) from error
 
     def _do(self, operation: Operation) -> None:
         kind, path, data = operation
@@ -75,8 +71,9 @@ class Card:
         elif kind == "sync":
             os.fdatasync(self._file(path))
         elif kind == "create":
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-            self._open[path] = os.open(path, flags, 0o640)
+            self._create(path, data)
+        elif kind == "settle":
+            self._settle(path)
         elif kind == "sync_folder":
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -84,13 +81,14 @@ class Card:
             finally:
                 os.close(folder)
         elif kind == "replace":
-            self._replace(path, data)
+            os.close(self._put(path, path.with_name(path.name + BESIDE), data))
+            self._do(Operation("sync_folder", path.parent))
         elif kind == "close":
             descriptor = self._open.pop(path, None)
             if descriptor is not None:
                 os.close(descriptor)
         elif kind == "unlink":
-            os.unlink(path)
+            path.unlink()
         else:
             raise ValueError(kind)
 
@@ -105,22 +103,55 @@ class Card:
         while view:
             view = view[os.write(descriptor, view) :]
 
-    def _replace(self, path: Path, data: bytes) -> None:
-        beside = path.with_name(path.name + ".new")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    def _create(self, path: Path, data: bytes) -> None:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        # Beside the folder and not in it: out of a folder that is append-only nothing is renamed.
+        beside = path.parent.with_name(path.parent.name + BESIDE)
+        self._open[path] = self._put(path, beside, data)
+
+    def _put(self, path: Path, beside: Path, data: bytes) -> int:
+        """Let `path` be `data`, at once, through the file `beside`; return a descriptor of it."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(beside, flags, 0o640)
         try:
             self._write(descriptor, data)
             os.fsync(descriptor)
+            beside.replace(path)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    @staticmethod
+    def _settle(path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+            # What an earlier process could not sync stays in the cache, and counts as clean.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-        os.replace(beside, path)
-        self._do(Operation("sync_folder", path.parent))
 
     def close(self) -> None:
         """Close all files."""
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def _refused(operation: Operation, error: OSError) -> MeterdError:
+    what = f"{operation.kind} {operation.path}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free space on the card, or `meterctl prune` what is certified"
+        return CardFullError(what, hint=hint)
+    if error.errno == errno.EROFS:
+        hint = "the card has become read-only: it is worn out or damaged; replace it"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        hint = "the account belongs to another user, or a file is immutable: see `ls -l`, `lsattr`"
+    else:
+        hint = "the card may be failing: copy it, replace it"
+    return StorageError(what, hint=hint)
 
 
 def lock(state: Path) -> int:
@@ -146,8 +177,12 @@ def lock(state: Path) -> int:
         raise StorageError(f"cannot write {state}: {error.strerror}", hint=hint) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(descriptor)
         hint = "is meterd already running? see `systemctl status meterd` or `meterctl status`"
         raise BusyError(f"another process writes the account in {state}", hint=hint) from error
+    except OSError as error:
+        os.close(descriptor)
+        hint = "put the account on a file system that has locks"
+        raise StorageError(f"cannot lock {state}: {error.strerror}", hint=hint) from error
     return descriptor

@@ -1,9 +1,9 @@
 """Writes the three streams of an account: what is appended here is never written again.
 
-A record is in the log once the operations that `commit` or `seal` gave out have been performed, and
-not before. If power fails in between, the next start finds a torn last record, leaves it outside
-the counted length, and loses only what nobody was told of: up to `commit_s` of samples, never a
-block.
+A record is in the log once the operations that `take_operations` gave have been performed, and not
+before. If power fails in between, the next start finds a torn last record, leaves it outside the
+counted length, and loses only what nobody was told of: up to `commit_s` of samples, never a block.
+A segment comes to the card whole, with its header and what was first appended to it.
 
 The files are not trusted. Whoever can write them can stop the meter, or put back an older copy,
 which the head that others hold gives away; they cannot make it vouch for energy it did not measure.
@@ -14,7 +14,7 @@ loop in the daemon, at once in a replay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
     from meterd.ledger.event import Event
 
 
+SAMPLES_BYTES_MAX = (
+    4_000_000  # of a segment, which recovery reads whole: a week of one clamp at 5 s
+)
+
+
 class Stream:
-    """One stream being appended to; its next segment is created with its first record."""
+    """One stream being appended to; its next segment is created with its first records."""
 
     def __init__(self, folder: Path, end: End) -> None:
         """Go on behind `end`, in a segment of our own."""
@@ -41,8 +46,8 @@ class Stream:
         self.counted_bytes = end.counted_bytes
         self._linker: Linker | None = None
         self._pending: list[bytes] = []
-        self._fresh: list[Operation] = []
-        self._done: Path | None = None
+        self._created = False
+        self._operations: list[Operation] = []
 
     @property
     def open(self) -> bool:
@@ -60,30 +65,36 @@ class Stream:
         self._linker = Linker(header.encode())
         self.number = header.number
         stored = header.stored()
-        self._fresh += [
-            Operation("create", self.path),
-            Operation("sync_folder", self.folder),
-        ]
+        self._created = False
         self._pending = [stored]
         self.counted_bytes = len(stored)
         self.digest = self._linker.digest
 
-    def finish(self) -> None:
-        """End the segment: the next record begins another."""
+    def finish(self) -> End:
+        """End the segment, so that the next record begins another; return where it ends."""
         self._flush_old()
         self._linker = None
+        return End(self.number, self.digest, self.counted_bytes)
 
     def _flush_old(self) -> None:
         if self._linker is not None:
-            self._fresh += self._writes()
-            self._fresh.append(Operation("close", self.path))
+            self.settle()
+            self._write()
+            self._operations.append(Operation("close", self.path))
 
-    def _writes(self) -> list[Operation]:
+    def _write(self) -> None:
         if not self._pending:
-            return []
+            return
         data = b"".join(self._pending)
         self._pending = []
-        return [Operation("append", self.path, data), Operation("sync", self.path)]
+        if self._created:
+            self._operations += [Operation("append", self.path, data), Operation("sync", self.path)]
+        else:
+            self._created = True
+            self._operations += [
+                Operation("create", self.path, data),
+                Operation("sync_folder", self.folder),
+            ]
 
     def add_row(self, body: bytes) -> bytes:
         """Append a row; returns it as it will be stored."""
@@ -102,8 +113,8 @@ class Stream:
 
     def take_operations(self) -> list[Operation]:
         """Return what must be done so that all appended so far is durable."""
-        operations = self._fresh + self._writes()
-        self._fresh = []
+        self._write()
+        operations, self._operations = self._operations, []
         return operations
 
     def settle(self) -> None:
@@ -112,7 +123,7 @@ class Stream:
             self.digest = self._linker.digest
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class OpenRows:
     """Rows of one segment that no block takes yet.
 
@@ -163,6 +174,7 @@ class Log:
         self._genesis, self._meter, self._incarnation = genesis, meter, incarnation
         self._draw_secret = draw_secret
         self._streams = {name: Stream(state / name, end) for name, end in ends.items()}
+        self._samples = self._streams["samples"]
         self.events = events
         self.open_rows = open_rows
         self._row_bytes = 0
@@ -199,7 +211,7 @@ class Log:
         clamps: int,
     ) -> None:
         """Begin a segment of samples; the arguments are `SampleHeader`'s."""
-        stream = self._streams["samples"]
+        stream = self._samples
         stream.settle()
         number = stream.number + 1
         header = SampleHeader(
@@ -225,11 +237,16 @@ class Log:
     @property
     def samples_open(self) -> bool:
         """Whether a segment of samples is being written."""
-        return self._streams["samples"].open
+        return self._samples.open
+
+    @property
+    def samples_full(self) -> bool:
+        """Whether the segment of samples has become too long to go on with."""
+        return self._samples.counted_bytes >= SAMPLES_BYTES_MAX
 
     def add_row(self, body: bytes) -> None:
         """Append one sample, a row without its link."""
-        stored = self._streams["samples"].add_row(body)
+        stored = self._samples.add_row(body)
         part, state = self.open_rows[-1], self._hash
         if state is not None:
             if part.rows == 0:
@@ -264,21 +281,13 @@ class Log:
         stream.settle()
         return End(stream.number, stream.digest, stream.counted_bytes)
 
-    @property
-    def samples_number(self) -> int:
-        """Number of the last samples segment."""
-        return self._streams["samples"].number
+    def finish_frames(self) -> dict[str, End]:
+        """Let the next event and the next block begin new segments; return where these end."""
+        return {name: self._streams[name].finish() for name in ("events", "blocks")}
 
-    def finish_frames(self) -> None:
-        """Let the next event and the next block begin new segments."""
-        for name in ("events", "blocks"):
-            self._streams[name].settle()
-            self._streams[name].finish()
-
-    def finish_samples(self) -> None:
-        """Let the next row begin a new segment."""
-        self._streams["samples"].settle()
-        self._streams["samples"].finish()
+    def finish_samples(self) -> End:
+        """Let the next row begin a new segment; return where this one ends."""
+        return self._samples.finish()
 
     def take_operations(self) -> list[Operation]:
         """Return what makes everything appended so far durable: events, then samples, then blocks.
@@ -293,61 +302,54 @@ class Log:
         ]
 
     @property
+    def open_records(self) -> int:
+        """How many rows no block takes yet."""
+        return sum(part.rows for part in self.open_rows)
+
+    @property
     def whole(self) -> bool:
         """Whether `take_rows` can take all open rows without reading them back from the card."""
         return self._hash is not None
 
-    def take_rows(
-        self, records: int, read: Callable[[SampleHeader, int, int], bytes] | None = None
-    ) -> bytes:
+    def take_rows(self, records: int, read: Callable[[SampleHeader, int, int], bytes]) -> bytes:
         """Take the next `records` open rows into a block; return their fingerprint.
 
         Args:
-            records: How many; no more than are open.
-            read: Reads rows back from the card (header, first row, count); needed where fewer
-                than all are taken or `whole` is false, and all must be durable then.
+            records: How many.
+            read: Reads rows back from the card (header, first row, count): where fewer than all are
+                taken or `whole` is false, and all must be durable then.
+
+        Raises:
+            ValueError: Fewer are open.
         """
-        open_count = sum(part.rows for part in self.open_rows)
-        if records == open_count and self._hash is not None:
+        left = self.open_records - records
+        if left < 0:
+            raise ValueError(f"expected {records} open rows, found {self.open_records}")
+        if left == 0 and self._hash is not None:
             fingerprint = self._hash.digest()
-            self._keep(0, None)
-            return fingerprint
-        if read is None:
-            raise ValueError(f"{records} of {open_count} open rows, and no way to read them")
-        state = sha256()
-        left = records
-        while left:
-            part = self.open_rows[0]
-            count = min(left, part.rows)
-            if count:
-                state.update(part.header.seed(part.first_row))
-                state.update(read(part.header, part.first_row, count))
-            left -= count
-            if count == part.rows and len(self.open_rows) > 1:
-                self.open_rows.pop(0)
-            else:
-                self.open_rows[0] = replace(part, 
-                    first_row=part.first_row + count, rows=part.rows - count
-                )
-        self._hash = None
-        if not any(part.rows for part in self.open_rows):
-            self._keep(0, None)
-        return state.digest()
+        else:
+            state = sha256()
+            for part in self.open_rows:
+                count = min(records, part.rows)
+                if count:
+                    state.update(part.header.seed(part.first_row))
+                    state.update(read(part.header, part.first_row, count))
+                part.first_row += count
+                part.rows -= count
+                records -= count
+            fingerprint = state.digest()
+        if left == 0:
+            for part in self.open_rows:
+                part.first_row += part.rows
+                part.rows = 0
+        self._hash = None if left else sha256()
+        current = self.open_rows[-1:] if self.samples_open else []
+        self.open_rows = [part for part in self.open_rows if part.rows or part in current]
+        return fingerprint
 
     def reread(self, read: Callable[[SampleHeader, int, int], bytes]) -> None:
         """Bring the running fingerprint up to the open rows, all of which must be durable."""
-        self._keep(sum(part.rows for part in self.open_rows), read)
-
-    def _keep(self, rows: int, read: Callable[[SampleHeader, int, int], bytes] | None) -> None:
-        """Let the running fingerprint cover the open rows, or none."""
         self._hash = sha256()
-        if not rows:
-            last = self.open_rows[-1:] if self.samples_open else []
-            self.open_rows = [
-                replace(part, first_row=part.first_row + part.rows, rows=0) for part in last
-            ]
-            return
-        assert read is not None  # noqa: S101 - callers with rows pass it
         for part in self.open_rows:
             if part.rows:
                 self._hash.update(part.header.seed(part.first_row))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 BAUD = 38_400  # what every RPICT board speaks, as 8N1
 READ_BYTES_MAX = 4096  # the kernel's own buffer of a terminal: one read empties it
+LEFT_BYTES_MAX = 1 << 17  # read at the end; the kernel keeps half of that before it blocks a pty
 RESET_S = 0.5  # the board's reset line has to be low for this long
 # A cable put back is in use at once; one that stays out costs a failed open every half minute.
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -62,7 +63,7 @@ async def read_board(
     """Read the board for ever.
 
     The callbacks are called on the event loop and must not block; what one raises ends the
-    reading and is raised here.
+    reading and is raised here. When cancelled it first delivers all that has already come.
 
     Args:
         port: Path of the serial port; a symlink is followed anew at each opening.
@@ -232,24 +233,30 @@ class _Reader:
                 if reset_gpio is not None:
                     await reset_board(reset_gpio)
             return lost.result()
+        except asyncio.CancelledError:
+            for _ in range(LEFT_BYTES_MAX // READ_BYTES_MAX):  # a board that floods us has no end
+                if not self._read(fd, port, lost):
+                    break
+            raise
         finally:
             loop.remove_reader(fd)
 
-    def _read(self, fd: int, port: str, lost: asyncio.Future[str]) -> None:
+    def _read(self, fd: int, port: str, lost: asyncio.Future[str]) -> bool:
+        """Deliver what one read returns; return whether it returned anything."""
         if lost.done():
-            return
+            return False
         try:
             try:
                 data = os.read(fd, READ_BYTES_MAX)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 lost.set_result((error.strerror or str(error)).lower())
-                return
+                return False
             stamp = self._clock.stamp()
             if not data:
                 lost.set_result("hung up")
-                return
+                return False
             self._heard_s = asyncio.get_running_loop().time()
             if self._silent:
                 self._silent = False
@@ -257,6 +264,8 @@ class _Reader:
             self._deliver(data, stamp)
         except Exception as error:  # noqa: BLE001 - the loop would only log it; the task raises it
             lost.set_exception(error)
+            return False
+        return True
 
 
 async def _open_again(

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.device.archive import read_file, read_part, segment_name, segment_numbers
 from meterd.device.card import Card, Operation, lock
 from meterd.device.log import Log
-from meterd.device.recovery import recover
+from meterd.device.recovery import recover, tail_details
 from meterd.errors import DeniedError, EncodingError, LedgerDamagedError, StorageError
 from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.block import decode_block
@@ -29,14 +30,14 @@ from meterd.ledger.segment import HEADER_BYTES_MAX, LINK_BYTES, SECRET_BYTES
 from meterd.ledger.stored import End, SampleFile, SampleStream, read_frames, read_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from meterd.device.recovery import Recovered
     from meterd.ledger.block import Block
     from meterd.ledger.chain import Chain
     from meterd.ledger.event import Details
-    from meterd.ledger.stored import Tail
+    from meterd.ledger.stored import SampleSegment
 
 _HINT = "nothing was pruned; see what `meterctl verify` says, and keep a copy"
 
@@ -60,6 +61,14 @@ class PrunePlan(NamedTuple):
         return sum(int(dict(details)["rows"]) for details in self.events)
 
 
+class TornRows(NamedTuple):
+    """Bytes of a samples segment that an event says count for nothing."""
+
+    segment: int
+    offset: int
+    sha256: bytes
+
+
 def plan_prune(state: Path, chain: Chain, before_s: int) -> PrunePlan:
     """Return what pruning the samples of blocks that end by `before_s` comes to.
 
@@ -76,29 +85,71 @@ def plan_prune(state: Path, chain: Chain, before_s: int) -> PrunePlan:
         StorageError: The card cannot be read.
     """
     pruned, torn = _read_events(state, chain)
-    gone = max(pruned, default=0)
     files = [_sample_file(state, number) for number in segment_numbers(state / "samples")]
-    left_over = [file for file in files if file.number <= gone]
-    kept = [file for file in files if file.number > gone]
-    samples = read_samples(kept, genesis=chain.genesis, meter=chain.meter, first=gone + 1)
+    samples = stored_samples(state, chain, files, pruned, torn)
     if samples.damage:
         place = samples.damage
         raise LedgerDamagedError(f"samples segment {place.segment}: {place.reason}", hint=_HINT)
-    last = _last_prunable(state, chain, before_s, pruned, samples)
+    last = _last_prunable(state, chain, before_s, samples)
+    numbers = list(samples.segments)
     events: list[Details] = []
-    going = [*left_over]
-    for file in kept:
-        if file.number > last:
+    for number, following in pairwise(numbers):
+        if number > last:
             break
-        full = _check_end(state, samples, file.number, torn)
-        rows = samples.segments[file.number].rows
-        events.append((("segment", file.number), ("rows", rows), ("digest", full)))
-        going.append(file)
+        full = samples.segments[following].header.previous_digest
+        _check_end(state, samples.segments[number], full, torn)
+        rows = samples.segments[number].rows
+        events.append((("segment", number), ("rows", rows), ("digest", full)))
+    going = [
+        file for file in files if file.number in pruned or file.number in numbers[: len(events)]
+    ]
     folder = state / "samples"
     operations = [Operation("unlink", folder / segment_name(file.number)) for file in going]
     if operations:
         operations.append(Operation("sync_folder", folder))
     return PrunePlan(tuple(events), tuple(operations), sum(file.size for file in going))
+
+
+def stored_samples(
+    state: Path,
+    chain: Chain,
+    files: Sequence[SampleFile],
+    pruned: Mapping[int, int],
+    torn: Collection[TornRows],
+) -> SampleStream:
+    """Return the sample segments on the card by their headers and by what events tell of them.
+
+    Args:
+        state: Folder of the account.
+        chain: Whose account it is.
+        files: All segments, ascending.
+        pruned: Rows of each pruned segment.
+        torn: Torn tails that events tell of.
+    """
+    candidates = {tail.segment for tail in torn if tail.offset == 0}
+    empty = [
+        file.number
+        for file in files
+        if file.number in candidates
+        and TornRows(file.number, 0, digest(read_part(state, file.number, 0, file.size))) in torn
+    ]
+    return read_samples(
+        files,
+        genesis=chain.genesis,
+        meter=chain.meter,
+        before=End(),
+        pruned=pruned,
+        empty=empty,
+    )
+
+
+def torn_rows(event: Event) -> TornRows:
+    """Return what an event `torn_tail` of the samples tells.
+
+    Raises:
+        EncodingError: It does not say where.
+    """
+    return TornRows(event.number_of("segment"), event.number_of("offset"), event.bytes_of("sha256"))
 
 
 def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
@@ -113,7 +164,7 @@ def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
     held = lock(state)
     card = Card()
     try:
-        recovered = recover(state, chain)
+        recovered = recover(state, chain, card=card)
         plan = plan_prune(state, chain, before_s)
         if plan.events:
             card.perform(_append(state, chain, recovered, plan.events))
@@ -141,7 +192,7 @@ def _append(
     )
     boot_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
     wall_ms = time.time_ns() // 1_000_000
-    torn = [_tail_details(tail) for tail in found.tails if tail.stream == "events"]
+    torn = [tail_details(tail) for tail in found.tails]
     for kind, details in [("torn_tail", d) for d in torn] + [("pruned", d) for d in pruned]:
         log.add_event(
             Event(
@@ -149,16 +200,6 @@ def _append(
             )
         )
     return log.take_operations()
-
-
-def _tail_details(tail: Tail) -> Details:
-    return (
-        ("stream", tail.stream),
-        ("segment", tail.segment),
-        ("offset", tail.offset),
-        ("bytes", len(tail.data)),
-        ("sha256", digest(tail.data)),
-    )
 
 
 def _remove(card: Card, operations: tuple[Operation, ...]) -> None:
@@ -195,10 +236,10 @@ def _bodies(state: Path, stream: str, chain: Chain) -> Iterator[bytes]:
         end = frames.end
 
 
-def _read_events(state: Path, chain: Chain) -> tuple[dict[int, int], set[tuple[object, ...]]]:
+def _read_events(state: Path, chain: Chain) -> tuple[dict[int, int], set[TornRows]]:
     """Return the rows of each pruned segment, and the torn tails of samples that events tell of."""
     pruned: dict[int, int] = {}
-    torn: set[tuple[object, ...]] = set()
+    torn: set[TornRows] = set()
     try:
         for body in _bodies(state, "events", chain):
             if b"pruned" not in body and b"torn_tail" not in body:
@@ -206,22 +247,19 @@ def _read_events(state: Path, chain: Chain) -> tuple[dict[int, int], set[tuple[o
             event = decode_event(body)
             if event.kind == "pruned":
                 pruned[event.number_of("segment")] = event.number_of("rows")
-            elif event.kind == "torn_tail" and event["stream"] == "samples":
-                torn.add((event["segment"], event["offset"], event["sha256"]))
+            elif event.kind == "torn_tail" and ("stream", "samples") in event.details:
+                torn.add(torn_rows(event))
     except EncodingError as error:
         raise LedgerDamagedError(f"an event cannot be read: {error}", hint=_HINT) from error
     return pruned, torn
 
 
-def _last_prunable(
-    state: Path, chain: Chain, before_s: int, pruned: dict[int, int], samples: SampleStream
-) -> int:
+def _last_prunable(state: Path, chain: Chain, before_s: int, samples: SampleStream) -> int:
     """Return the last segment that may go; 0 where none may.
 
     A segment may go once a block ends with it and a later block has rows that stay.
     """
-    rows = dict(sorted(pruned.items()))
-    rows |= {number: segment.rows for number, segment in samples.segments.items()}
+    rows = samples.rows
     numbers = list(rows)
     at, row, last, ended = 0, 0, 0, 0
     try:
@@ -238,7 +276,7 @@ def _last_prunable(
                 while at < len(numbers) and row >= rows[numbers[at]]:
                     at, row = at + 1, 0
                 if at == len(numbers):
-                    raise LedgerDamagedError(f"block {block.height} misses rows", hint=_HINT)
+                    return last  # sealed since the segments were listed, or rows are missing
                 count = min(left, rows[numbers[at]] - row)
                 parts.append((numbers[at], row, count))
                 left, row = left - count, row + count
@@ -259,10 +297,8 @@ def _check_rows(
         segment = samples.segments.get(number)
         if segment is None:
             return
-        size = segment.header.row_bytes
-        begin = segment.begin + first_row * size
-        data = read_part(state, number, begin, begin + count * size)
-        stored.append((segment.header, first_row, data))
+        begin, end = segment.offset(first_row), segment.offset(first_row + count)
+        stored.append((segment.header, first_row, read_part(state, number, begin, end)))
     if fingerprint_of(stored) != block.fingerprint:
         raise LedgerDamagedError(
             f"samples segment {parts[0][0]} does not hold what block {block.height} sealed",
@@ -271,11 +307,10 @@ def _check_rows(
 
 
 def _check_end(
-    state: Path, samples: SampleStream, number: int, torn: set[tuple[object, ...]]
-) -> bytes:
-    """Return the full digest of a segment, as the next one states it; check that it ends so."""
-    segment, following = samples.segments[number], samples.segments[number + 1]
-    end, full = segment.counted_bytes, following.header.previous_digest
+    state: Path, segment: SampleSegment, full: bytes, torn: Collection[TornRows]
+) -> None:
+    """Check that a segment ends as `full`, the digest that the next one states, says."""
+    number, end = segment.header.number, segment.counted_bytes
     link = read_part(state, number, end - LINK_BYTES, end)
     if not segment.rows:
         link = digest(segment.header.encode())[:LINK_BYTES]
@@ -284,8 +319,7 @@ def _check_end(
         problem = "is not followed by the next as it stands"
     elif segment.size > end:
         excess = digest(read_part(state, number, end, segment.size))
-        if (number, end, excess) not in torn:
+        if TornRows(number, end, excess) not in torn:
             problem = f"has bytes past {end} that no event tells of"
     if problem:
         raise LedgerDamagedError(f"samples segment {number} {problem}", hint=_HINT)
-    return full

@@ -2,36 +2,44 @@
 
 Recovery is the ordinary reader: the judge that answers a stranger verifies what has come since the
 last checkpoint, and the daemon's own word counts for no more than anybody's. A checkpoint is sealed
-with the meter's key; without one, or with a damaged one, the whole account is verified.
+with the meter's key; without one, or with one that is damaged or that the streams do not bear out,
+the whole account is verified. What a checkpoint knows to be sealed must still be there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from nacl.signing import VerifyKey
 
-from meterd.device.archive import open_tools, read_file, read_files
+from meterd.device.archive import open_tools, read_file, read_files, segment_name, segment_numbers
 from meterd.device.card import Operation
 from meterd.errors import BlockRejectedError, EncodingError, LedgerDamagedError, StorageError
 from meterd.ledger.account import shaped
 from meterd.ledger.block import Energy
-from meterd.ledger.chain import Chain
-from meterd.ledger.encoding import decode, encode, seal, take_apart, verify_seal
+from meterd.ledger.encoding import decode, digest, encode, seal, take_apart, verify_seal
 from meterd.ledger.judge import Findings, Start, judge
-from meterd.ledger.segment import STREAMS
+from meterd.ledger.segment import LINK_BYTES, STREAMS, read_header
 from meterd.ledger.stored import End
-from meterd.metering.interval import CLOCK_EVENTS, Wall
+from meterd.metering.interval import CLOCK_EVENTS, STATUSES, Wall
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from nacl.signing import SigningKey
 
+    from meterd.device.card import Card
+    from meterd.ledger.chain import Chain, Head
+    from meterd.ledger.event import Details, Event
+    from meterd.ledger.stored import Tail
 
 CHECKPOINT_FILE = "checkpoint"
 CHECKPOINT_CONTEXT = "meterd/checkpoint/v1"
+PLACING_EVENTS = (*CLOCK_EVENTS, "clock_status")  # each tells where a run lies in wall time
+FROM_MS = "from_ms"  # detail of one that says from which earlier boot clock on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +50,23 @@ class Checkpoint:
         start: From where a judge goes on.
         run: Number of the daemon's start.
         sums: Running sums, half uJ, by OBIS code.
+        wall: From which boot clock on that run lies where, if that was known.
     """
 
     start: Start
     run: int
     sums: dict[bytes, int]
+    wall: tuple[int, Wall] | None = None
 
 
 def seal_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> bytes:
     """Return the checkpoint's file."""
     start, chain = checkpoint.start, checkpoint.start.chain
     head = chain.head
+    placed: list[int | str] = []
+    if checkpoint.wall is not None:
+        boot_ms, wall = checkpoint.wall
+        placed = [boot_ms, boot_ms + wall.offset_ms, wall.status, wall.error_ms]
     payload = encode(
         [
             CHECKPOINT_CONTEXT,
@@ -72,6 +86,7 @@ def seal_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> bytes:
             checkpoint.run,
             [[code, half] for code, half in sorted(checkpoint.sums.items())],
             start.cut_ms,
+            placed,
         ]
     )
     return seal(payload, key, chain.genesis)
@@ -88,7 +103,7 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
     verify_seal(sealed, VerifyKey(chain.sealer), chain.genesis)
     value: Any = decode(sealed.payload)
     shape = (str, bytes, str, int, int, bytes, tuple, tuple, bytes, tuple, int, tuple, int, tuple)
-    if not shaped(value, *shape, int, tuple, int) or value[0] != CHECKPOINT_CONTEXT:
+    if not shaped(value, *shape, int, tuple, int, tuple) or value[0] != CHECKPOINT_CONTEXT:
         raise EncodingError("not a checkpoint")
     if value[1:4] != (chain.genesis, chain.meter, chain.incarnation):
         raise EncodingError("the checkpoint is another account's")
@@ -109,7 +124,11 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
         parameters=value[13],
         cut_ms=value[16],
     )
-    return Checkpoint(start=start, run=value[14], sums=dict(value[15]))
+    wall = None
+    if value[17]:
+        boot_ms, wall_ms, status, error_ms = value[17]
+        wall = (boot_ms, Wall(wall_ms - boot_ms, status, error_ms))
+    return Checkpoint(start=start, run=value[14], sums=dict(value[15]), wall=wall)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +141,8 @@ class Recovered:
         run: Number of the daemon's last start; 0 before the first.
         sums: Running sums at the last block, half uJ, by OBIS code.
         at: Boot clock and quantities of the last point in them, where a row may follow, or None.
-        walls: Where the clocks of the runs since the checkpoint stood, by run, if ever known.
+        walls: Where the clocks of the runs since the checkpoint stood, by run, where that was ever
+            known: (from which boot clock on, wall), in order.
         checkpoint_lost: Why the checkpoint could not be used, or an empty text.
     """
 
@@ -131,37 +151,49 @@ class Recovered:
     run: int
     sums: dict[bytes, int]
     at: tuple[int, tuple[int, ...]] | None
-    walls: dict[int, Wall]
+    walls: dict[int, tuple[tuple[int, Wall], ...]]
     checkpoint_lost: str
 
 
-def recover(state: Path, chain: Chain) -> Recovered:
+def recover(state: Path, chain: Chain, *, card: Card | None = None) -> Recovered:
     """Verify the account in `state` since its checkpoint; `chain` is its empty chain.
+
+    Args:
+        state: Folder of the account.
+        chain: Its empty chain.
+        card: Given by who goes on writing. What is found is made durable before it is read: a
+            process that was killed may have left records in the cache alone, and what is built on
+            them must not outlast them.
 
     Raises:
         LedgerDamagedError: It does not verify: a technician must look.
         StorageError: It cannot be read.
     """
+    if card is not None:
+        card.perform(_settle(state))
     start = Start(chain=chain, ends={name: End() for name in STREAMS})
-    checkpoint, lost = Checkpoint(start=start, run=0, sums={}), ""
+    checkpoint, lost, head = Checkpoint(start=start, run=0, sums={}), "", None
     path = state / CHECKPOINT_FILE
     if path.exists():
         try:
-            checkpoint = open_checkpoint(read_file(path), chain)
+            known = open_checkpoint(read_file(path), chain)
+            head = known.start.chain.head
+            lost = _not_borne_out(state, known.start.ends)
+            checkpoint = checkpoint if lost else known
         except (EncodingError, BlockRejectedError, StorageError, ValueError, TypeError) as error:
             lost = str(error)
     after = {name: end.number for name, end in checkpoint.start.ends.items()}
     with open_tools(state) as tools:
         found = judge(read_files(state, after), checkpoint.start, tools)
-    bad = found.first_bad
-    if bad:
-        where = f"{bad.stream} segment {bad.segment}, byte {bad.offset}"
-        height = "" if bad.height is None else f", block {bad.height}"
+    _refuse_bad(state, found)
+    if lost and head is not None:
+        _refuse_cut_back(state, found, head)
+    try:
+        run, walls = _read_events(found, checkpoint)
+    except EncodingError as error:
         raise LedgerDamagedError(
-            f"the account in {state} does not verify: {where}{height}: {bad.reason}",
-            hint=f"copy {state} away unchanged, then see `meterctl verify {state}`",
-        )
-    run, walls = _read_events(found, checkpoint.run)
+            f"the account in {state} does not verify: {error}", hint=_hint(state)
+        ) from error
     sums, at = _sums(found, checkpoint)
     return Recovered(
         found=found,
@@ -174,15 +206,99 @@ def recover(state: Path, chain: Chain) -> Recovered:
     )
 
 
-def _read_events(found: Findings, run: int) -> tuple[int, dict[int, Wall]]:
-    walls: dict[int, Wall] = {}
+def _settle(state: Path) -> list[Operation]:
+    """Return what makes durable whatever an earlier process may not have synced."""
+    operations = []
+    for stream in STREAMS:
+        folder = state / stream
+        last = segment_numbers(folder)[-1:]  # whatever came before was synced before this was made
+        operations += [Operation("settle", folder / segment_name(number)) for number in last]
+        operations.append(Operation("sync_folder", folder))
+    operations.append(Operation("sync_folder", state))
+    return operations
+
+
+def _not_borne_out(state: Path, ends: dict[str, End]) -> str:
+    """Return what of a checkpoint the streams do not bear out, or an empty text."""
+    for stream, end in ends.items():
+        path = state / stream / segment_name(end.number)
+        if end.number == 0 or (stream == "samples" and not path.exists()):
+            continue  # samples may have been pruned: an event tells of it
+        data = read_file(path)
+        _, begin = read_header(data, stream)
+        here = sha256(data[: begin - LINK_BYTES]).digest()
+        if end.counted_bytes > begin:
+            here = sha256(here + data[begin : end.counted_bytes - LINK_BYTES]).digest()
+        if len(data) < end.counted_bytes or here != end.digest:
+            return f"{stream} segment {end.number} is not as it was"
+    return ""
+
+
+def _hint(state: Path) -> str:
+    return f"copy {state} away unchanged, then see `meterctl verify {state}`"
+
+
+def _refuse_bad(state: Path, found: Findings) -> None:
+    bad = found.first_bad
+    if bad:
+        where = f"{bad.stream} segment {bad.segment}, byte {bad.offset}"
+        height = "" if bad.height is None else f", block {bad.height}"
+        raise LedgerDamagedError(
+            f"the account in {state} does not verify: {where}{height}: {bad.reason}",
+            hint=_hint(state),
+        )
+
+
+def _refuse_cut_back(state: Path, found: Findings, head: Head) -> None:
+    """Refuse an account without the block that a checkpoint of ours says was sealed."""
+    hashes = {block.height: block.hash for block in found.blocks[head.height - 1 : head.height]}
+    if head.height and hashes.get(head.height) != head.block_hash:
+        raise LedgerDamagedError(
+            f"the account in {state} ends at block {found.chain.head.height}, and its checkpoint "
+            f"knows block {head.height} {head.block_hash.hex()[:16]}: it was cut back",
+            hint=_hint(state),
+        )
+
+
+def tail_details(tail: Tail) -> Details:
+    """Return the details of the event that tells of a torn tail."""
+    return (
+        ("stream", tail.stream),
+        ("segment", tail.segment),
+        ("offset", tail.offset),
+        ("bytes", len(tail.data)),
+        ("sha256", digest(tail.data)),
+    )
+
+
+def _read_events(
+    found: Findings, checkpoint: Checkpoint
+) -> tuple[int, dict[int, tuple[tuple[int, Wall], ...]]]:
+    run = checkpoint.run
+    walls: dict[int, list[tuple[int, Wall]]] = {}
+    if checkpoint.wall is not None:
+        walls[run] = [checkpoint.wall]
     for event in found.events:
         if event.kind == "started":
             run = event.number_of("run")
-        elif event.kind in CLOCK_EVENTS:
-            offset_ms = event.number_of("wall_ms") - event.number_of("boot_ms")
-            walls[run] = Wall(offset_ms, str(event["status"]), event.number_of("error_ms"))
-    return run, walls
+        elif event.kind in PLACING_EVENTS:
+            walls.setdefault(run, []).extend(_walls(event))
+    return run, {run: tuple(known) for run, known in walls.items()}
+
+
+def _walls(event: Event) -> Iterator[tuple[int, Wall]]:
+    """Yield from where on a run lies where, as an event tells."""
+    boot_ms = event.number_of("boot_ms")
+    offset_ms = event.number_of("wall_ms") - boot_ms
+    details = dict(event.details)
+    status = details.get("status")
+    if not isinstance(status, str) or status not in STATUSES:
+        raise EncodingError(f"event {event.number} ({event.kind}) has no clock status")
+    wall = Wall(offset_ms, status, event.number_of("error_ms"))
+    if FROM_MS in details:
+        from_ms = event.number_of(FROM_MS)
+        yield from_ms, wall._replace(status="I") if event.kind == "clock_set" else wall
+    yield boot_ms, wall
 
 
 def _sums(
@@ -198,9 +314,10 @@ def _sums(
     for part in found.open[:1]:
         header = part.segment.header
         begun = found.results.get(header.number)
-        if begun and begun.exact and (part.first_row or header.before):
+        if begun and begun.exact:
             sums |= begun.cut_sums
-            at = (begun.point_ms, begun.point)
+            if part.first_row or header.before:
+                at = (begun.point_ms, begun.point)
     last = {energy.obis: energy.last_uj for energy in head.energy}
     for code, uj in last.items():
         if sums.get(code, 0) // 2 != uj:  # samples were lost, and the odd half with them
