@@ -1,0 +1,62 @@
+"""`meterctl`: what a technician, a household or a utility asks of a meter, or of its account.
+
+Most commands read the account alone: they need no daemon, no network and no lock. Data goes to
+stdout; what is wrong, and what to try, to stderr. Each command's module is imported only when it is
+called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from meterd.cli import Parser, run
+
+COMMANDS = {
+    "init": ("meterd.ctl.init", "make a meter: its key, its genesis, its settings"),
+    "verify": ("meterd.ctl.verify", "judge an account: good, bad at a first place, unreadable"),
+    "status": ("meterd.ctl.status", "how the meter is"),
+    "watch": ("meterd.ctl.watch", "readings as they come"),
+    "registers": ("meterd.ctl.registers", "energy counted since the meter was commissioned"),
+    "usage": ("meterd.ctl.usage", "energy by days and hours, as bars"),
+    "blocks": ("meterd.ctl.blocks", "list sealed intervals"),
+    "samples": ("meterd.ctl.samples", "list stored readings"),
+    "events": ("meterd.ctl.events", "list what has happened"),
+    "export": ("meterd.ctl.export", "write a sealed block as it is"),
+    "key": ("meterd.ctl.key", "show the public key and the genesis hash"),
+    "prune": ("meterd.ctl.prune", "remove old samples; blocks and events stay"),
+    "config": ("meterd.ctl.config", "check settings"),
+}
+
+EPILOG = """\
+examples:
+  meterctl init --state ./account --config meterd.toml
+  meterctl verify ./account --key key.txt
+  meterctl usage --days 14
+  meterctl COMMAND --help
+
+exit status:
+  0 good; verify: 1 bad, 2 unreadable; 64 usage; 69 something needed is absent;
+  74 card or cable; 75 busy; 77 permission; 78 settings and account do not fit
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `meterctl` and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run("meterctl", lambda: _main(arguments))
+
+
+def _main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="meterctl", description="Ask a meter, or judge its account.", epilog=EPILOG
+    )
+    parser.add_version()
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), "")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    options = parser.parse_args(argv)
+    return int(importlib.import_module(COMMANDS[options.command][0]).run(options))

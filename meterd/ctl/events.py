@@ -1,0 +1,88 @@
+"""`meterctl events`: what has happened, in order."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from meterd.ctl.account import StoredAccount
+from meterd.ctl.options import add_span, add_state, span_of
+from meterd.ctl.show import Column, local_ms, print_table
+
+if TYPE_CHECKING:
+    import argparse
+
+    from meterd.ledger.event import Event
+
+DETAIL_LETTERS_MAX = 24  # of one value in the table; --json has it whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe `meterctl events`."""
+    parser.epilog = """\
+Times are as the clock stood then, right or wrong; numbers tell the order.
+
+examples:
+  meterctl events --last 10
+  meterctl events --kind alarm --kind alarm_over
+  meterctl events --from 2026-11-01 --json
+"""
+    add_state(parser)
+    parser.add_argument(
+        "--kind", action="append", metavar="KIND", help="of this kind only; may be repeated"
+    )
+    add_span(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List the events; returns the exit code."""
+    account = StoredAccount(options.state)
+    span = span_of(options, account.zone)
+    chosen = span.cut(
+        event
+        for event in account.events
+        if span.holds(event.wall_ms) and (not options.kind or event.kind in options.kind)
+    )
+    if options.json:
+        for event in chosen:
+            print(json.dumps(as_json(event)))
+    else:
+        columns = (
+            Column("number", 6, right=True),
+            Column("time", 25),
+            Column("event", 10),
+            Column("details"),
+        )
+        rows = (
+            (
+                str(event.number),
+                local_ms(event.wall_ms, account.zone, "seconds"),
+                event.kind,
+                " ".join(f"{name}={_shown(value)}" for name, value in event.details),
+            )
+            for event in chosen
+        )
+        print_table(columns, rows)
+    account.close()
+    return 0
+
+
+def _shown(value: str | int | bytes) -> str:
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    text = text if text.isprintable() else ascii(text)
+    cut = DETAIL_LETTERS_MAX - 1
+    return text if len(text) <= DETAIL_LETTERS_MAX else f"{text[:cut]}…"
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """Return all that an event says; byte strings in hex."""
+    return {
+        "number": event.number,
+        "wall_ms": event.wall_ms,
+        "boot_ms": event.boot_ms,
+        "kind": event.kind,
+        "details": {
+            name: value.hex() if isinstance(value, bytes) else value
+            for name, value in event.details
+        },
+    }

@@ -1,0 +1,48 @@
+"""`meterctl export`: a sealed block exactly as it is, for any COSE library to check."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from meterd.ctl.account import StoredAccount
+from meterd.ctl.options import add_state, positive
+from meterd.errors import AbsentError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe `meterctl export`."""
+    parser.epilog = """\
+The message is a COSE_Sign1 (RFC 9052) with alg -19 (Ed25519) whose external_aad
+is the genesis hash; key and genesis hash are what `meterctl key` shows.
+
+examples:
+  meterctl export --height 17 --cose > block-17.cose
+"""
+    add_state(parser)
+    parser.add_argument("--height", required=True, type=positive, metavar="N", help="which block")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--cose", action="store_true", help="the raw COSE_Sign1, as sealed")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the block to stdout; returns the exit code."""
+    if sys.stdout.isatty():
+        raise UsageError(
+            "a block is bytes, and stdout is a terminal",
+            hint=f"meterctl export --height {options.height} --cose > block-{options.height}.cose",
+        )
+    account = StoredAccount(options.state)
+    for sealed in account.blocks:
+        if sealed.block.height == options.height:
+            sys.stdout.buffer.write(sealed.message)
+            return 0
+    account.close()
+    last = account.blocks[-1].block.height if account.blocks else 0
+    raise AbsentError(
+        f"there is no block {options.height}: the last is block {last}",
+        hint="an interval is sealed at its end; `meterctl blocks` lists them",
+    )
