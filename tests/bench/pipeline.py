@@ -19,7 +19,7 @@ from meterd.device.clock import Stamp
 from meterd.device.recovery import recover
 from meterd.init import create_account
 from meterd.ledger.chain import open_chain
-from meterd.ledger.segment import LINK_BYTES, ROW_CLAMP, ROW_FIXED
+from meterd.ledger.segment import LINK_BYTES, row_struct
 from meterd.metering.board import BoardDecoder
 from meterd.software import software_id
 from tests.bench.measure import median_cpu_s, tell
@@ -33,13 +33,15 @@ name = "bench-1"
 [board]
 port = "/dev/null"
 polling_ms = 2000
+layout = {layout}
 [[clamp]]
 name = "mains"
 role = "mains"
 [clock]
 trust = "always"
 """
-STRICT = re.compile(rb"[0-9]+(?: -?[0-9]+(?:\.[0-9]+)?){7}\r\n")
+NUMBER = rb"-?[0-9]+\.[0-9]+"
+STRICT = re.compile(rb"[0-9]+ (%b) %b %b (%b) %b %b (%b)\r\n" % ((NUMBER,) * 7))
 
 
 def household_lines(count: int, seed: int = 1) -> list[bytes]:
@@ -52,25 +54,25 @@ def household_lines(count: int, seed: int = 1) -> list[bytes]:
         power = base + draw.randrange(-20, 21) / 10
         volts = 230 + draw.randrange(-30, 31) / 10
         milliamps = power / volts * 1000
-        lines.append(
-            b"11 %.1f 0.0 0.0 %.1f 0.0 0.0 %.2f\r\n" % (power, milliamps, volts)
-        )
+        lines.append(b"11 %.1f 0.0 0.0 %.1f 0.0 0.0 %.2f\r\n" % (power, milliamps, volts))
     return lines
 
 
 def bare(lines: list[bytes], folder: Path) -> None:
-    """Split strictly, hash and write rows of the same size, as often."""
+    """Split strictly, take the used fields as fixed point, hash and write the same rows."""
     path = folder / "bare"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    pack = (ROW_FIXED.format + ROW_CLAMP.format[1:]).encode()
-    size = ROW_FIXED.size + ROW_CLAMP.size
-    assert pack
+    pack, split, integer = row_struct(1).pack, STRICT.fullmatch, int
     state, pending = sha256(b"seed"), []
     for number, line in enumerate(lines, start=1):
-        if not STRICT.fullmatch(line):
+        match = split(line)
+        if match is None:
             raise ValueError(line)
-        fields = line.split()
-        body = b"".join(fields)[:size].ljust(size, b"\0")
+        power, milliamps, volts = match.groups()
+        mw = 100 * integer(power.replace(b".", b""))
+        ma = integer(milliamps.replace(b".", b"")) // 10
+        mv = 10 * integer(volts.replace(b".", b""))
+        body = pack(STEP_MS, 0, 0, mv * ma // 1000, mv, mw, ma)
         state.update(body)
         link = state.copy().digest()[:LINK_BYTES]
         state.update(link)
@@ -83,9 +85,9 @@ def bare(lines: list[bytes], folder: Path) -> None:
     path.unlink()
 
 
-def make_book(state: Path) -> tuple[Bookkeeper, BoardDecoder]:
+def make_book(state: Path, layout: str = '"rpict3v1"') -> tuple[Bookkeeper, BoardDecoder]:
     """Return a bookkeeper on a fresh account, and its decoder."""
-    settings, mistakes = check(CONFIG, source="bench")
+    settings, mistakes = check(CONFIG.format(layout=layout), source="bench")
     if settings is None:
         raise ValueError(mistakes)
     key = SigningKey(bytes(32))
