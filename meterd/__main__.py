@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
 
 from meterd.cli import Parser, run
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 COMMANDS = {
     "run": ("meterd.meter", "meter: read the board, integrate, log, seal"),
@@ -35,6 +39,17 @@ def main(argv: list[str] | None = None) -> int:
     return run("meterd", lambda: _main(arguments))
 
 
+def _load(name: str) -> ModuleType:
+    """Import a module; where its file was changed so that it is no Python any more, say that."""
+    try:
+        return importlib.import_module(name)
+    except Exception:
+        from meterd.software import check_installed
+
+        check_installed()
+        raise
+
+
 def _main(argv: list[str]) -> int:
     parser = Parser(prog="meterd", description="The meter daemon and its stand-ins.")
     parser.add_version()
@@ -45,7 +60,7 @@ def _main(argv: list[str]) -> int:
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            importlib.import_module(module).add_arguments(command)
+            _load(module).add_arguments(command)
     options = parser.parse_args(argv)
     return int(importlib.import_module(COMMANDS[options.command][0]).run(options))
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from meterd.config import load
 from meterd.device.archive import Known, verify
@@ -36,8 +36,10 @@ SPEED_DEFAULT = 600  # ten minutes a second: an interval is sealed every three s
 POLLING_MS = 5000
 INTERVAL_S = 1800
 LOOK_S = 0.25
+NOISE_W = "2"  # of the model alone, as a real board's last digits have it
 START_S_MAX = 20.0
 STOP_S_MAX = 15.0
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 DATA_FILE = "household-2007-01-08-28d.csv.gz"
 UJ_PER_WH = 3_600_000_000
 CONFIG = """[meter]
@@ -112,7 +114,7 @@ def choose_house(csv: Path | None, seed: int) -> House:
         return House(
             label=f"the model household, seed {seed}",
             epoch_ms=local_ms(start),
-            options=("--seed", str(seed), "--start", start),
+            options=("--seed", str(seed), "--start", start, "--noise-w", NOISE_W),
         )
     try:
         start_ms = read_recording(recording).start_ms
@@ -154,7 +156,7 @@ def start_street(folder: Path, house: House, speed: int) -> Iterator[Street]:
     log = folder / "log"
     program = (sys.executable, "-m", "meterd")
     with log.open("ab") as said:
-        board = subprocess.Popen(  # noqa: S603 - our own program
+        board = subprocess.Popen(
             (
                 *program,
                 "board",
@@ -167,7 +169,7 @@ def start_street(folder: Path, house: House, speed: int) -> Iterator[Street]:
         )
         try:
             _wait(link.exists, board, log)
-            meter = subprocess.Popen(  # noqa: S603 - our own program
+            meter = subprocess.Popen(
                 (
                     *program,
                     "run",
@@ -181,9 +183,11 @@ def start_street(folder: Path, house: House, speed: int) -> Iterator[Street]:
                 _wait((state / "control").exists, meter, log)
                 yield Street(state, board, meter, log)
             finally:
-                _stop(meter)
+                with _uninterrupted():
+                    _stop(meter)
         finally:
-            _stop(board)
+            with _uninterrupted():
+                _stop(board)
 
 
 def _wait(there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
@@ -203,6 +207,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore a second Ctrl-C: what it asks for is being done, and nothing may be left behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def kwh(uj: int) -> str:
@@ -241,7 +256,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def load_public_key(state: Path) -> bytes:
     """Return the public key that the demo hands to the stranger."""
-    from meterd.init import read_genesis  # noqa: PLC0415 - small
+    from meterd.init import read_genesis
 
     return read_genesis(state).meters[0].sealing_key
 
@@ -250,10 +265,10 @@ def _look(street: Street, house: House, arguments: argparse.Namespace) -> dict[s
     """Show the meter until the time is over; returns its last status."""
     client = ControlClient(street.state / "control")
     deadline = time.monotonic() + arguments.seconds if arguments.seconds else None
-    screen = _Lines() if arguments.json or not sys.stdout.isatty() else _Live(house, arguments)
+    screen = _Nothing()
+    if not arguments.json:
+        screen = _Live(house, arguments) if sys.stdout.isatty() else _Lines()
     status: dict[str, Any] = {}
-    if arguments.json:
-        screen = _Nothing()
     with screen:
         while deadline is None or time.monotonic() < deadline:
             street.check()
@@ -268,7 +283,7 @@ def _look(street: Street, house: House, arguments: argparse.Namespace) -> dict[s
 
 
 class _Nothing:
-    def __enter__(self) -> _Nothing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -304,13 +319,13 @@ class _Live(_Nothing):
     """A table that is drawn anew."""
 
     def __init__(self, house: House, arguments: argparse.Namespace) -> None:
-        from rich.live import Live  # noqa: PLC0415 - only where somebody looks
+        from rich.live import Live
 
         self._house, self._speed = house, arguments.speed
         self._live = Live(refresh_per_second=4)
         self._blocks: list[tuple[int, int, int]] = []
 
-    def __enter__(self) -> _Live:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 
@@ -318,7 +333,7 @@ class _Live(_Nothing):
         self._live.stop()
 
     def show(self, status: dict[str, Any]) -> None:
-        from rich.table import Table  # noqa: PLC0415
+        from rich.table import Table
 
         registers = status["registers"]
         imported = registers["1-0:1.8.0"]["uj"]
@@ -387,5 +402,3 @@ def _report(
     else:
         print(f"verification: {verdict.verdict}: {verdict.first_bad or verdict.reason}")
     print("not sealed yet, and so not vouched for: the interval that was open at the end")
-
-

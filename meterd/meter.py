@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import sys
+from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +27,7 @@ from meterd.device.port import read_board
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, journal_logger, log_event
 from meterd.device.vault import load_seal
-from meterd.errors import ConfigError, StorageError
+from meterd.errors import ConfigError, EncodingError, StorageError
 from meterd.init import read_genesis
 from meterd.ledger.chain import open_chain
 from meterd.metering.board import BoardDecoder
@@ -33,19 +35,22 @@ from meterd.software import Installed, SoftwareChangedError, check_installed, so
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable, Sequence
+    from types import FrameType
     from typing import NoReturn
 
     from meterd.device.card import Operation
     from meterd.ledger.account import Genesis
 
 STATE_DEFAULT = Path("/var/lib/meterd")
-CHUNKS_WAITING_MAX = 4096  # reads of the port while the account is fed anew: an hour of a fast board
+CHUNKS_WAITING_MAX = 4096  # reads while the account is fed anew: a minute of the fastest board
 WRITE_STALL_S_MAX = 120.0  # a card that takes no write for so long is broken
 TURN_S = 1.0  # the measuring loop turns at least so often: ticks, watchdog
 MB = 1_000_000
 SECRET_BYTES = 32
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DEMO_PREFIX = "demo"  # only in networks named so may the clock run scaled
+UNREAD_BYTES_MAX = 1024  # some 20 lines without a good one among them: no line noise
 
 
 class Chunk(NamedTuple):
@@ -62,6 +67,7 @@ class Meter:
         book: The account; only the measuring task touches it.
         port_state: `closed`, `open`, `lost` or `silent`.
         last: The last reading and its stamp, or None.
+        durable_height: Height of the last block that is on the card: no other is told of.
     """
 
     def __init__(
@@ -80,12 +86,17 @@ class Meter:
         Raises:
             ConfigError: Key, settings and genesis do not fit each other.
             LedgerDamagedError: The account does not verify.
-            SoftwareChangedError: The installed files are not those of the wheel; noted first.
         """
         self.settings, self._genesis = settings, genesis
         self._state, self._clock, self._manager, self._logger = state, clock, manager, logger
         self._speed = speed
-        chain = open_chain(genesis, settings.meter.name)
+        try:
+            chain = open_chain(genesis, settings.meter.name)
+        except EncodingError as error:
+            names = ", ".join(meter.name for meter in genesis.meters)
+            raise ConfigError(
+                str(error), hint=f"set meter.name to what the genesis calls it: {names}"
+            ) from error
         key = load_seal(state)
         if bytes(key.verify_key) != chain.sealer:
             raise ConfigError(
@@ -108,7 +119,7 @@ class Meter:
             build_ms=BUILD_S * 1000,
             interval_s=genesis.interval_s,
             key=key,
-            recovered=recover(state, chain),
+            recovered=recover(state, chain, card=self._card),
             boot_id=clock.boot_id,
             draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
             read=lambda number, begin, end: read_part(state, number, begin, end),
@@ -119,42 +130,61 @@ class Meter:
         self.last: tuple[list[int], int, Stamp] | None = None
         self.published: Callable[[object], None] | None = None
         self.free_bytes = self._free()
-        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue(CHUNKS_WAITING_MAX)
+        self._chunks: deque[Chunk] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
         self._writes: asyncio.Queue[list[Operation]] = asyncio.Queue(1)
         self._written = asyncio.Event()
         self._written.set()
-        self._stop = asyncio.Event()
+        self._handed_over = self.book.chain.head
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
-        self._logged_height = self.book.chain.head.height
+        self._unread_bytes = 0
+        self._reading: asyncio.Task[NoReturn] | None = None
+        self.durable_height = self.book.chain.head.height
 
     # --- starting and stopping --------------------------------------------------------------
 
-    def begin(self, installed: Installed | SoftwareChangedError) -> None:
+    def refuse(self, changed: SoftwareChangedError) -> None:
+        """Record that this software does not start; it seals nothing, an old stretch neither."""
+        self.book.stamp(self._clock.stamp())
+        self.book.event("refused", (("reason", str(changed)[:200]),))
+        self.book.raise_alarm("software_changed", str(changed), stands=True)
+        self._card.perform(self.book.commit())
+
+    def begin(self, installed: Installed) -> None:
         """Record the start; nothing is written before the port has been opened."""
         stamp = self._clock.stamp()
-        detail = installed.detail if isinstance(installed, Installed) else str(installed)
         self.book.start(
             stamp.boot_ms,
             stamp.wall_ms,
-            (("software", self.book.parameters.software_id), ("installed", detail[:200])),
+            (("software", self.book.parameters.software_id), ("installed", installed.detail[:200])),
         )
-        if isinstance(installed, SoftwareChangedError):
-            self.book.raise_alarm("software_changed", str(installed), stands=True)
-            self._card.perform(self.book.commit())
-            raise installed
         self._committed_ms = stamp.boot_ms
         self._check_room()
 
     async def run(self) -> None:
-        """Meter until SIGTERM or SIGINT; then make all durable."""
+        """Meter until SIGTERM or SIGINT; then make all durable.
+
+        From the first of these signals on both are ignored: what is asked for is being done.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            self._stopping = True
+            loop.call_soon_threadsafe(self._wake.set)
+
+        # Not the loop's own handlers: it would put back the default as it closes, and a second
+        # SIGTERM would then kill a process that has just made all durable.
+        for number in STOP_SIGNALS:
+            signal.signal(number, stop)
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._reading = tasks.create_task(self._read(), name="read the port")
                 others = [
-                    tasks.create_task(self._read(), name="read the port"),
+                    self._reading,
                     tasks.create_task(self._keep(), name="keep the log"),
                     tasks.create_task(self._control(), name="answer"),
                 ]
@@ -163,6 +193,8 @@ class Meter:
                 for task in others:
                     task.cancel()
         finally:
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             self._manager.stopping()
             self._card.close()
 
@@ -171,13 +203,22 @@ class Meter:
         silence_s = float(board.silence_s or 3 * board.polling_ms / 1000) / self._speed
         await read_board(
             board.port,
-            lambda data, stamp: self._chunks.put_nowait(Chunk(data, stamp)),
+            self._deliver,
             self._port_reports,
             clock=self._clock,
             silence_s=max(silence_s, 1.0),
             reset_gpio=board.reset_gpio,
             opened=self._opened,
         )
+
+    def _deliver(self, data: bytes, stamp: Stamp) -> None:
+        if len(self._chunks) == CHUNKS_WAITING_MAX:
+            raise StorageError(
+                f"the card was too slow: {CHUNKS_WAITING_MAX} reads of the port wait for it",
+                hint="the card may be failing: copy it, replace it",
+            )
+        self._chunks.append(Chunk(data, stamp))
+        self._wake.set()
 
     def _opened(self) -> None:
         self._decoder.reopen()
@@ -195,26 +236,16 @@ class Meter:
     # --- measuring --------------------------------------------------------------------------
 
     async def _measure(self) -> None:
-        stopping = asyncio.create_task(self._stop.wait())
-        waiting: asyncio.Task[Chunk] | None = None
         turn_s = min(TURN_S, self._manager.watchdog_s or TURN_S)
-        try:
-            while not self._stop.is_set():
-                waiting = waiting or asyncio.create_task(self._chunks.get())
-                await asyncio.wait(
-                    (waiting, stopping), timeout=turn_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                self._manager.watchdog()
-                if waiting.done():
-                    await self._take(waiting.result())
-                    waiting = None
-                while not self._chunks.empty():
-                    await self._take(self._chunks.get_nowait())
-                self._turn()
-        finally:
-            stopping.cancel()
-            if waiting is not None:
-                waiting.cancel()
+        while not self._stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(turn_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            self._manager.watchdog()
+            await self._take_waiting()
+            self._turn()
+        await self._read_up()
         stamp = self._clock.stamp()
         book = self.book
         book.stamp(stamp)
@@ -224,9 +255,22 @@ class Meter:
         await self._flush()
         log_event(self._logger, logging.INFO, "stopped", height=book.chain.head.height)
 
+    async def _read_up(self) -> None:
+        """Take what the board had said before the stop: in our queue, and in the kernel's."""
+        assert self._reading is not None  # noqa: S101 - `run` has started it before this task
+        self._reading.cancel()  # it reads the port empty before it closes it
+        await asyncio.wait((self._reading,))
+        await self._take_waiting()
+
+    async def _take_waiting(self) -> None:
+        while self._chunks:
+            await self._take(self._chunks.popleft())
+
     async def _take(self, chunk: Chunk) -> None:
         book = self.book
-        for reading in self._decoder.receive(chunk.data, chunk.stamp.boot_ms):
+        readings = self._decoder.receive(chunk.data, chunk.stamp.boot_ms)
+        self._unread_bytes = 0 if readings else self._unread_bytes + len(chunk.data)
+        for reading in readings:
             book.take(reading, chunk.stamp)
             if book.again:
                 await self._flush()
@@ -244,7 +288,9 @@ class Meter:
     def _see(self, *, estimated: bool) -> None:
         """Let alarms stand or fall by the last reading."""
         book, sieve = self.book, self.book.sieve
-        book.raise_alarm("adaptor_out", "the voltage adaptor is out: energy is estimated", stands=estimated)
+        book.raise_alarm(
+            "adaptor_out", "the voltage adaptor is out: energy is estimated", stands=estimated
+        )
         book.raise_alarm("frozen", "the board repeats one line", stands=sieve.frozen)
         book.raise_alarm(
             "cadence",
@@ -263,7 +309,7 @@ class Meter:
         self._reports.clear()
         silent = self.port_state in ("lost", "silent")
         book.raise_alarm("port", f"the board is {self.port_state}", stands=silent)
-        self._see_garbage()
+        self._see_unread()
         book.count_dropped(self._decoder.dropped)
         book.tick(stamp.boot_ms, stamp)
         due = stamp.boot_ms - self._committed_ms >= self.settings.log.commit_s * 1000
@@ -271,25 +317,42 @@ class Meter:
             self._committed_ms = stamp.boot_ms
             self._hand_over()
 
-    def _see_garbage(self) -> None:
+    def _see_unread(self) -> None:
+        """Alarm where the board speaks and nothing of it can be read.
+
+        By bytes and not by lines: at a wrong baud rate a line end may never come.
+        """
         dropped = self._decoder.dropped
-        garbage = dropped.get("garbage", 0) + dropped.get("oversized", 0)
-        wrong = garbage > GARBAGE_LINES and not self._decoder.accepted
+        unread = self._unread_bytes > UNREAD_BYTES_MAX
+        other = unread and dropped.get("field_count", 0) > sum(dropped.values()) // 2
         self.book.raise_alarm(
-            "garbage", "nothing but garbage comes: is the port at 38400 baud?", stands=wrong
+            "garbage",
+            "nothing but garbage comes: set the board to 38400 baud",
+            stands=unread and not other,
+        )
+        self.book.raise_alarm(
+            "layout",
+            "no line has as many fields as board.layout says: set it to the board's own",
+            stands=other,
         )
 
     def _hand_over(self) -> None:
         operations = self.book.commit()
         if operations:
+            self._handed_over = self.book.chain.head
             self._written.clear()
             self._writes.put_nowait(operations)
 
     async def _flush(self) -> None:
         """Make all so far durable."""
-        await self._written.wait()
+        await self._idle()
         self._hand_over()
-        await self._written.wait()
+        await self._idle()
+
+    async def _idle(self) -> None:
+        """Wait until nothing is being written, not even by another task that waited as we do."""
+        while not self._written.is_set():
+            await self._written.wait()
 
     def _alarmed(self, kind: str, text: str, *, stands: bool) -> None:
         if stands:
@@ -310,11 +373,12 @@ class Meter:
                     f"the card has taken no write for {WRITE_STALL_S_MAX:.0f} s",
                     hint="it is failing: copy the account, replace the card",
                 ) from error
+            head = self._handed_over
             self._written.set()
             self._check_room()
-            head = self.book.chain.head
-            if head.height > self._logged_height and not self.book.pending:
-                self._logged_height = head.height
+            self._wake.set()  # what was sealed meanwhile need not wait for the next line
+            if head.height > self.durable_height:
+                self.durable_height = head.height
                 log_event(
                     self._logger,
                     logging.INFO,
@@ -354,8 +418,8 @@ class Meter:
     # --- the control socket -----------------------------------------------------------------
 
     async def _control(self) -> None:
-        from meterd.device.control import ControlServer  # noqa: PLC0415 - after the port is open
-        from meterd.meter_answers import Answers  # noqa: PLC0415
+        from meterd.device.control import ControlServer
+        from meterd.meter_answers import Answers
 
         path = self.settings.control.socket or str(self._state / "control")
         answers = Answers(self)
@@ -384,15 +448,14 @@ class Meter:
         duplicates = self.book.sieve.duplicates
         return self._decoder.dropped | ({"duplicate": duplicates} if duplicates else {})
 
-    async def perform(self, operations: list[Operation]) -> None:
+    async def perform(self, operations: Sequence[Operation]) -> None:
         """Make what is in the log durable, then do `operations`."""
         await self._flush()
         self._written.clear()
-        self._writes.put_nowait(operations)
-        await self._written.wait()
+        self._writes.put_nowait(list(operations))
+        await self._idle()
 
 
-GARBAGE_LINES = 20  # in a row, and none good: not line noise
 ROW_BYTES = 32  # a row of one clamp
 STORAGE_DAYS_MIN = 30  # less room than this is an alarm
 
@@ -424,45 +487,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the meter until it is stopped; returns the exit code."""
-    settings = load(arguments.config)
-    state: Path = arguments.state
-    genesis = read_genesis(state)
-    scaled = arguments.speed != 1 or arguments.epoch_ms is not None
-    if scaled and not genesis.name.startswith(DEMO_PREFIX):
-        raise ConfigError(
-            f"a scaled clock is refused in network {genesis.name}: nobody is billed by it",
-            hint=f"only in networks named {DEMO_PREFIX}… ; see `meterd demo`",
-        )
     logger = journal_logger()
-    if arguments.with_peer:
-        log_event(logger, logging.INFO, "no_peer", network=genesis.name, nodes=1)
-    manager = Manager()
-    clock: Clock = (
-        ScaledClock(arguments.speed, arguments.epoch_ms or BUILD_S * 1000)
-        if scaled
-        else SystemClock(settings.clock.trust)
-    )
-    if scaled:
-        settings = replace(settings, clock=replace(settings.clock, trust="always"))
-    held = lock(state)
-    installed: Installed | SoftwareChangedError
     try:
         installed = check_installed()
-    except SoftwareChangedError as error:
-        installed = error
-    meter = Meter(
-        state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
-    )
+    except SoftwareChangedError as changed:
+        try:
+            _open_account(arguments, logger)[0].refuse(changed)
+        except Exception as error:
+            raise changed from error
+        raise
+    meter, held = _open_account(arguments, logger)
     meter.begin(installed)
     log_event(
         logger,
         logging.INFO,
         "started",
-        meter=settings.meter.name,
+        meter=meter.settings.meter.name,
         run=meter.book.run,
         height=meter.book.chain.head.height,
         software=meter.book.parameters.software_id.hex()[:16],
-        installed=installed.state if isinstance(installed, Installed) else "changed",
+        installed=installed.state,
     )
     try:
         asyncio.run(meter.run())
@@ -470,3 +514,32 @@ def run(arguments: argparse.Namespace) -> int:
         os.close(held)
     sys.stderr.flush()
     return 0
+
+
+def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tuple[Meter, int]:
+    """Return the meter of the account, recovered, and the descriptor of its lock."""
+    settings = load(arguments.config)
+    state: Path = arguments.state
+    genesis = read_genesis(state)
+    epoch_ms: int | None = arguments.epoch_ms
+    scaled = arguments.speed != 1 or epoch_ms is not None
+    if scaled and not genesis.name.startswith(DEMO_PREFIX):
+        raise ConfigError(
+            f"a scaled clock is refused in network {genesis.name}: nobody is billed by it",
+            hint=f"only in networks named {DEMO_PREFIX}… ; see `meterd demo`",
+        )
+    if arguments.with_peer:
+        log_event(logger, logging.INFO, "no_peer", network=genesis.name, nodes=1)
+    manager = Manager()
+    clock: Clock = (
+        ScaledClock(arguments.speed, BUILD_S * 1000 if epoch_ms is None else epoch_ms)
+        if scaled
+        else SystemClock(settings.clock.trust)
+    )
+    if scaled:
+        settings = replace(settings, clock=replace(settings.clock, trust="always"))
+    held = lock(state)
+    meter = Meter(
+        state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
+    )
+    return meter, held

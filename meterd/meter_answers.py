@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from meterd.device.archive import read_files
@@ -92,7 +93,7 @@ class Answers:
             "state": state,
             "port": meter.port_state,
             "clock": meter.clock_status,
-            "height": head.height,
+            "height": meter.durable_height,
             "last_end_s": head.end_s,
             "open": None
             if start_s is None
@@ -111,7 +112,7 @@ class Answers:
             "registers": self._registers(),
             "readings": {"accepted": meter.accepted, "dropped": meter.dropped},
             "gaps": meter.book.gaps,
-            "height": meter.book.chain.head.height,
+            "height": meter.durable_height,
         }
 
     async def live(self) -> AsyncIterator[LiveReading]:
@@ -139,10 +140,10 @@ class Answers:
 
     async def prune(self, before_s: int) -> PruneReply:
         """Prune samples of sealed blocks that end before an instant."""
-        from meterd.device.prune import plan_prune  # noqa: PLC0415 - rarely
+        from meterd.device.prune import plan_prune
 
         meter = self._meter
-        plan = plan_prune(meter.state_folder, meter.book.chain, before_s)
+        plan = await asyncio.to_thread(plan_prune, meter.state_folder, meter.book.chain, before_s)
         for details in plan.events:
             meter.book.event("pruned", details)
         await meter.perform(plan.operations)

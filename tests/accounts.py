@@ -6,7 +6,6 @@ capture cannot say what a test needs: a clock's status, a crash, a tick of silen
 
 from __future__ import annotations
 
-import json
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,33 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nacl.signing import SigningKey
 
-from meterd.bookkeeper import Bookkeeper
-from meterd.config import Settings, check, parameters
-from meterd.device.archive import (
-    Known,
-    Verdict,
-    read_files,
-    read_part,
-    segment_name,
-    segment_numbers,
-    verify,
-)
+from meterd.config import Settings, check
+from meterd.device.archive import Known, Verdict, read_files, segment_name, segment_numbers, verify
 from meterd.device.card import Card
-from meterd.device.clock import Stamp
-from meterd.device.recovery import recover
 from meterd.init import create_account, read_genesis
 from meterd.ledger.block import decode_block
-from meterd.ledger.chain import open_chain
 from meterd.ledger.encoding import take_apart
 from meterd.ledger.event import decode_event
 from meterd.ledger.segment import STREAMS, read_header, read_rows
 from meterd.ledger.stored import read_frames
 from meterd.metering.interval import FLAG_NAMES
-from meterd.metering.reading import Reading
-from meterd.replay import Replay, read_capture, run
+from meterd.replay import Replay, read_capture
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable, Iterator
 
     from meterd.device.card import Operation

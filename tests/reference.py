@@ -29,6 +29,7 @@ HELD_MS = 24 * 3600 * 1000  # "a forward step above 24 h places nothing"
 STANDS_MS = 10 * 60 * 1000  # "until it has stood synchronised for 10 minutes"
 WITHOUT_TIME_MS = 3600 * 1000  # "after 3600 s without, wall time is used"
 YEAR_2000_MS = 946_684_800_000  # a capture's clock before it is one that nobody has set
+SILENCE_MS_MAX = 2**32 - 1  # a row holds no longer one; the board's beat is learnt anew after it
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 _THREE = (1, 2, 3)
@@ -253,6 +254,10 @@ def measure(line: dict[str, str], rules: Rules) -> tuple[tuple[int, ...], bool] 
             "volts": f"Vrms{k}" if f"Vrms{k}" in line else "Vrms",
             "apparent": f"S{k}",
         }
+        if names["power"] in line:
+            del names["estimate"]
+        if clamp.role != "mains" or not apparent_known(rules):
+            del names["apparent"]
         here = {what: line[name] for what, name in names.items() if name in line}
         if not all(NUMBER.fullmatch(word) for word in here.values()):
             return "not_a_number"
@@ -305,7 +310,9 @@ def sift(readings: list[Good], polling_ms: int, dropped: Counter[str]) -> list[G
             dropped["duplicate"] += 1
             continue
         kept.append(replace(reading, hole=elapsed_ms > 3 * cadence_ms))
-        if elapsed_ms:  # two lines that came in one read bear one stamp: that is no beat
+        if elapsed_ms > SILENCE_MS_MAX:
+            beats.clear()
+        elif elapsed_ms:  # two lines that came in one read bear one stamp: that is no beat
             beats.append(elapsed_ms)
     return kept
 
@@ -389,6 +396,11 @@ class Account:
 
     def close_block(self, end_s: int) -> None:
         assert self.start_s is not None
+        if (
+            self.measured_ms > (end_s - self.start_s) * 1000 + 2 * STEP_MS
+            and "R" not in self.statuses
+        ):
+            self.flags.add("clock stepped")  # only by a step can it have measured longer than it is
         worst = next((letter for letter in "RI" if letter in self.statuses), "S")
         self.blocks.append(
             Block(
@@ -407,6 +419,11 @@ class Account:
         )
         self.start_s = self.end_s = end_s
         self.open_block()
+
+    @property
+    def start_ms(self) -> int:
+        assert self.start_s is not None
+        return self.start_s * 1000
 
     @property
     def boundary_s(self) -> int:
@@ -446,7 +463,7 @@ class Account:
                     self.flags.add("gap")
                     self.close_block(self.boundary_s)
                 self.arrive(wall_ms, reading.status)
-            elif before is not None:
+            elif before is not None and (self.rows or wall_ms > self.start_ms):
                 self.flags.add("gap")
             self.take(reading)
             self.statuses.add(reading.status)
@@ -495,7 +512,7 @@ class Account:
         wall_ms = reading.boot_ms + reading.offset_ms
         if not self.rows:
             self.arrive(wall_ms, reading.status)
-        elif before.boot_ms + before.offset_ms > self.start_s * 1000:
+        elif before.boot_ms + before.offset_ms > self.start_ms:
             if self.stop_s(before) < self.boundary_s:
                 self.flags.add("partial")
             self.close_block(self.stop_s(before))
@@ -521,9 +538,9 @@ class Account:
             self.flags.add("gap")
             self.statuses.add(status)
             self.close_block(passed_s)
-        if wall_ms > self.start_s * 1000:
+        if wall_ms > self.start_ms:
             self.flags.add("gap")
-        elif wall_ms < self.start_s * 1000 - STEP_MS:
+        elif wall_ms < self.start_ms - STEP_MS:
             self.flags.add("clock stepped")
 
     def house(self, wall_ms: int) -> None:

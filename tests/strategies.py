@@ -118,9 +118,10 @@ def captures(draw: st.DrawFn, *, clock_faults: bool = True, restarts: bool = Tru
     config, layout, unit, polling_ms = draw(configs())
     line = st.tuples(*(_field(name, unit) for name in LAYOUTS[layout])).map(" ".join)
     again = draw(st.lists(line, min_size=1, max_size=4))  # a household repeats its values
-    unset = clock_faults and draw(st.booleans())
     first_ms = START_MS + draw(st.integers(-1, 1)) * draw(st.integers(0, 3_600_000))
-    clock = _Clock(5_000 if unset else first_ms, with_boot=clock_faults and draw(st.booleans()))
+    with_boot = clock_faults and draw(st.booleans())
+    unset = with_boot and draw(st.booleans())
+    clock = _Clock(5_000 if unset else first_ms, with_boot=with_boot)
     happenings = ["reading"] * 12 + ["same", "same", "boundary", "hole", "burst", "bad", "quicker"]
     happenings += ["restart"] if restarts else []
     happenings += ["step", "back", "long step", "set"] if clock_faults else []
@@ -158,6 +159,7 @@ def captures(draw: st.DrawFn, *, clock_faults: bool = True, restarts: bool = Tru
             clock.go(beat_ms)
             clock.wall_ms += draw(st.sampled_from([1, -1])) * 40_000_000_000
             clock.wall_ms = max(0, clock.wall_ms)
+            beat_ms = draw(st.sampled_from([beat_ms, 60_000]))  # so that it can stand ten minutes
         elif happening == "set":
             clock.go(beat_ms)
             clock.wall_ms = max(clock.wall_ms, first_ms)

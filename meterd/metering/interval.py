@@ -35,6 +35,8 @@ STEP_LONG_MS = 86_400_000  # a forward step above a day is more likely an error 
 STEP_STANDS_MS = 600_000  # ... until it has stood synchronised for ten minutes
 UNSYNCHRONISED_MS = 3_600_000  # after an hour without, wall time is used if it can be right
 WALL_MS_MIN = 946_684_800_000  # 2000-01-01: an earlier wall clock is one that nobody has set
+WALLS_MAX = 64  # changes of the clock kept apart within an interval; past it the last gives way
+BEHIND = "the clock is more than an interval behind the last block: nothing is cut"
 
 
 class Wall(NamedTuple):
@@ -91,6 +93,7 @@ class Base(NamedTuple):
         point: Quantities at that point.
         flags: Flags that the stretch after it begins with.
         pending: Of runs since that never knew the time: their rows, measured ms, sums behind them.
+        wall: Where that point lies in wall time, if it is known: a step is told by it.
     """
 
     end_s: int | None
@@ -99,6 +102,7 @@ class Base(NamedTuple):
     point: tuple[int, ...]
     flags: int = 0
     pending: tuple[int, int, tuple[int, ...]] | None = None
+    wall: Wall | None = None
 
 
 def seconds_up(wall_ms: int) -> int:
@@ -135,8 +139,8 @@ class Cutter:
         self._point = base.point
         self._open_at(None if base.at_ms is None else base.end_s)
         self._unplaced = False
-        self._wall: Wall | None = None
-        self._anchor_ms = 0
+        self._wall = base.wall
+        self._anchor_ms = base.wall.offset_ms if base.wall else 0
         self._clear()
         self.flags = base.flags
         if base.pending:
@@ -198,7 +202,7 @@ class Cutter:
                     self.flags |= GAP
                     cuts.append(self._close(self._next_s, self._next_s * 1000 - wall.offset_ms))
                 self._resume(wall_ms, wall, cuts)
-        elif not bridged and not resumed:
+        elif not bridged and not resumed and (self.records or wall_ms > self.start_ms):
             self.flags |= GAP
         if bridged:
             assert self._at_ms is not None  # noqa: S101 - what `bridged` says
@@ -242,7 +246,8 @@ class Cutter:
         self._open_at(None)
         self._wall = None
         pending = (self.records, self.measured_ms, tuple(self.sums)) if self.records else None
-        self.base = self.base._replace(at_ms=None, flags=0, pending=pending)
+        flags = self.flags if pending else 0
+        self.base = self.base._replace(at_ms=None, flags=flags, pending=pending, wall=None)
         return cuts
 
     @property
@@ -263,6 +268,9 @@ class Cutter:
 
     def _close(self, end_s: int, cut_ms: int) -> Cut:
         assert self.start_s is not None  # noqa: S101 - callers have opened it
+        length_ms = (end_s - self.start_s) * 1000
+        if self.measured_ms > length_ms + 2 * STEP_MS and self._status != "R":
+            self.flags |= STEPPED  # a step that was noted before the power failed, or never
         cut = Cut(
             start_s=self.start_s,
             end_s=end_s,
@@ -281,7 +289,7 @@ class Cutter:
         self._clear()
         if self._wall is not None:
             self._anchor_ms = self._wall.offset_ms
-        self.base = Base(end_s, tuple(self.sums), self._at_ms, self._point)
+        self.base = Base(end_s, tuple(self.sums), self._at_ms, self._point, wall=self._wall)
         return cut
 
     def _cross(self, at_ms: int, point: tuple[int, ...], wall: Wall, cuts: list[Cut]) -> None:
@@ -320,7 +328,7 @@ class Cutter:
         if pending:
             self._close_unplaced(boundary_s, wall_ms, cuts)
         elif boundary_s > self._end_s:
-            self.flags = GAP
+            self.flags = self.flags & STEPPED | GAP
             self._worsen(wall)
             cuts.append(self._close(boundary_s, 0))
         if wall_ms > self.start_ms:
@@ -342,13 +350,14 @@ class Cutter:
     def _step(self, wall_ms: int, wall: Wall, cuts: list[Cut]) -> None:
         """Wall time was set: back, the open stretch stays open; forward, it closes."""
         assert self._wall is not None  # noqa: S101 - a step is told by the wall before
+        assert self._at_ms is not None  # noqa: S101 - ... which is that of a row
         assert self.start_s is not None  # noqa: S101
         self.flags |= STEPPED
         forward = wall.offset_ms > self._anchor_ms
-        self._anchor_ms = wall.offset_ms
-        if not forward or self._at_ms is None:
-            return
         end_s = min(seconds_up(self._at_ms + self._wall.offset_ms), self._next_s)
+        self._wall, self._anchor_ms = wall, wall.offset_ms
+        if not forward:
+            return
         if self.records and end_s > self.start_s:
             if end_s < self._next_s:
                 self.flags |= PARTIAL
@@ -394,6 +403,8 @@ class Placement:
 
     Attributes:
         wall: What is in force; None until wall time could be used.
+        walls: What has been in force since the last cut, in order: (from which boot clock on,
+            wall); the first serves all rows before it too.
         alarm: Why nothing is cut, or an empty text.
     """
 
@@ -402,11 +413,13 @@ class Placement:
         self._interval_ms = interval_s * 1000
         self._build_ms = build_ms
         self.wall: Wall | None = None
+        self.walls: list[tuple[int, Wall]] = []
         self.alarm = ""
         self._held: Wall | None = None
         self._held_from_ms = 0
         self._stands_from_ms: int | None = None
         self._rows = 0
+        self._end_s: int | None = None  # of the last block, when `walls` was looked at
         self._same: Decision | None = None  # the last answer, while nothing changes
 
     @property
@@ -435,6 +448,9 @@ class Placement:
             return self._first(boot_ms, Wall(offset_ms, status, error_ms), last_end_s)
         wall = Wall(offset_ms, "S" if status == "S" else "I", error_ms)
         ahead_ms = offset_ms - self.wall.offset_ms
+        if last_end_s != self._end_s:
+            self._end_s = last_end_s
+            del self.walls[:-1]
         if self._held is None:
             if ahead_ms > STEP_LONG_MS:
                 self._same = None
@@ -442,7 +458,7 @@ class Placement:
                 self._stands_from_ms = boot_ms if status == "S" else None
                 self.alarm = "wall time is a day or more ahead: waiting to see whether it stays"
                 return Decision(None, event=("clock_held", (("ahead_ms", ahead_ms),)))
-            return self._follow(boot_ms, wall, ahead_ms)
+            return self._follow(boot_ms, wall, ahead_ms, last_end_s)
         return self._held_on(boot_ms, wall, status, ahead_ms)
 
     def _first(self, boot_ms: int, wall: Wall, last_end_s: int | None) -> Decision:
@@ -457,45 +473,62 @@ class Placement:
             self.alarm = "the clock stands before the year 2000: cutting intervals once it is set"
             return Decision(None)
         if last_end_s is not None and wall_ms < last_end_s * 1000 - self._interval_ms:
-            self.alarm = "the clock is more than an interval behind the last block: nothing is cut"
+            self.alarm = BEHIND
             return Decision(None)
         self.alarm = ""
         self.wall = wall
+        self._end_s = last_end_s
         again = ((0, wall._replace(status="I")),) if self._rows > 1 else ()
+        self.walls = [*again, (boot_ms, wall)]
         return Decision(wall, again, self._event("clock_set", wall, boot_ms))
 
-    def _follow(self, boot_ms: int, wall: Wall, ahead_ms: int) -> Decision:
+    def _follow(self, boot_ms: int, wall: Wall, ahead_ms: int, last_end_s: int | None) -> Decision:
         assert self.wall is not None  # noqa: S101 - called where placed
-        if abs(ahead_ms) <= STEP_MS:
-            self._same = Decision(wall)
-            return self._same
+        last_ms = (last_end_s or 0) * 1000
+        behind = boot_ms + wall.offset_ms < last_ms - self._interval_ms
+        self.alarm = BEHIND if behind else ""
+        stepped = abs(ahead_ms) > STEP_MS
+        if stepped or wall.status != self.walls[-1][1].status:
+            self._note(boot_ms, wall)
+        if not stepped:
+            decision = Decision(wall)
+            self._same = None if behind else decision
+            return decision
         self.wall = wall
         self._same = None
         return Decision(wall, event=self._event("clock_stepped", wall, boot_ms, ahead_ms))
+
+    def _note(self, from_ms: int, wall: Wall) -> None:
+        """Keep in mind what is in force from now on, for rows that must be fed anew."""
+        if len(self.walls) >= WALLS_MAX:
+            self.walls.pop()
+        self.walls.append((from_ms, wall))
 
     def _held_on(self, boot_ms: int, wall: Wall, status: str, ahead_ms: int) -> Decision:
         assert self.wall is not None  # noqa: S101 - called where held
         assert self._held is not None  # noqa: S101
         if ahead_ms <= STEP_LONG_MS:
+            again = tuple(self.walls)
             self._held, self.alarm = None, ""
-            before = self.wall
             if abs(ahead_ms) > STEP_MS:
                 self.wall = wall
+                self._note(boot_ms, wall)
             event = self._event("clock_went_back", wall, boot_ms, ahead_ms)
-            return Decision(wall, ((0, before),), event)
+            return Decision(wall, again, event)
         if abs(wall.offset_ms - self._held.offset_ms) > STEP_MS:
             self._held = wall
             self._stands_from_ms = None
         if status != "S":
             self._stands_from_ms = None
+            self._held = self._held._replace(status="I")
         elif self._stands_from_ms is None:
             self._stands_from_ms = boot_ms
         elif boot_ms - self._stands_from_ms >= STEP_STANDS_MS:
-            again = ((0, self.wall), (self._held_from_ms, self._held))
+            self._note(self._held_from_ms, self._held)
             self._held, self.alarm = None, ""
             self.wall = wall
             event = self._event("clock_stepped", wall, boot_ms, ahead_ms)
-            return Decision(wall, again, event)
+            return Decision(wall, tuple(self.walls), event)
         return Decision(None)
 
     @staticmethod

@@ -1,0 +1,696 @@
+"""Faults of the whole program: killed at any moment, a card that fails, fills or stalls, bad input.
+
+What must hold is in DESIGN.md (*On the card*), in CONTRACTS.md (exit codes) and in the rows L1-L3,
+L7, C2 and M5 of REQUIREMENTS.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import re
+import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from meterd.device.control_client import ControlClient
+from meterd.errors import AbsentError
+from tests.accounts import replay_lines
+from tests.daemon_kit import (
+    DAY_MS,
+    EPOCH_MS,
+    NOBODY,
+    Cable,
+    House,
+    Program,
+    Stored,
+    line,
+    make_house,
+    need_root,
+    small_card,
+    strace,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOST = 16  # flag of a block: samples lost
+SPEED = 3000  # a line every 5 ms, a block every 0.3 s, a day in 29 s
+POLLING_MS = 15_000
+INTERVAL_S = 900
+COMMIT_S = 150
+BOARD = ("--speed", str(SPEED), "--polling-ms", str(POLLING_MS), "--wait")
+
+
+def make_fast_house(folder: Path, **settings: Any) -> House:
+    return make_house(
+        folder, interval_s=INTERVAL_S, polling_ms=POLLING_MS, commit_s=COMMIT_S, **settings
+    )
+
+
+def blocks_told(meter: Program) -> dict[int, str]:
+    """Return the beginning of the hash of each block that the daemon said it had sealed."""
+    told = {}
+    for said in meter.lines:
+        if said.startswith("sealed "):
+            fields = dict(field.split("=") for field in said.split()[1:])
+            told[int(fields["height"])] = fields["hash"]
+    return told
+
+
+def assert_kept(house: House, told: dict[int, str]) -> None:
+    blocks = {block.height: block.hash.hex() for block in house.account.blocks}
+    for height, digest in told.items():
+        assert blocks.get(height, "").startswith(digest), f"block {height} is gone, or another"
+
+
+# --- killed (row M5) -----------------------------------------------------------------------------
+
+LIFE_S_MAX = 0.5
+STARTING_S_MAX = 0.6
+STARTING_PART = 0.3  # of the kills hit a daemon that is starting
+BEFORE_MIDNIGHT_MS = 600_000  # 0.2 s: many are killed as the day turns
+LOSS_MS = (COMMIT_S * 1000) + 2 * POLLING_MS
+WRITE_MS = 100 * SPEED  # for writing it, on a card that others use too
+STALL_MS = 1000 * SPEED  # a busy machine may keep a daemon from its card so long, now and then
+
+
+class Listener:
+    """Hears each reading that the daemon has integrated, durable or not, until the daemon goes."""
+
+    def __init__(self, client: ControlClient) -> None:
+        self.last_ms = 0
+        self._client = client
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with suppress(AbsentError):
+            for reading in self._client.stream("Live"):
+                self.last_ms = reading["wall_ms"]
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+def import_uj(client: ControlClient) -> int:
+    return int(client.call("Registers")["registers"]["1-0:1.8.0"]["uj"])
+
+
+class Killed(NamedTuple):
+    """What many kills came to: blocks told before one, and ms lost at each that was listened to."""
+
+    blocks: int
+    losses_ms: list[int]
+
+
+def kill_often(folder: Path, kills: int, seed: int) -> Killed:
+    """Kill a daemon at `kills` random moments, and check what each leaves."""
+    folder.mkdir()
+    chance = random.Random(seed)
+    house = make_fast_house(folder)
+    told: dict[int, str] = {}
+    losses_ms: list[int] = []
+    durable_uj = rows = runs = 0
+    with house.board(*BOARD):
+        for number in range(1, kills + 1):
+            epoch_ms = EPOCH_MS + number * DAY_MS - BEFORE_MIDNIGHT_MS
+            listener = None
+            with house.run_scaled(SPEED, epoch_ms) as meter:
+                if chance.random() < STARTING_PART:
+                    meter.kill_after(chance.uniform(0, STARTING_S_MAX))
+                else:
+                    meter.hear("port_opened")
+                    client = house.ask()
+                    assert import_uj(client) >= durable_uj, f"went back at start {number}"
+                    listener = Listener(client)
+                    meter.kill_after(chance.uniform(0, LIFE_S_MAX))
+            told |= blocks_told(meter)
+            assert_kept(house, told)
+            stored = Stored(house.state)
+            assert stored.rows >= rows, f"rows are gone after kill {number}"
+            blocks = house.account.blocks
+            sealed_uj = blocks[-1].energy[0].last_uj if blocks else 0
+            floors_uj = stored.boundary_uj * (len(blocks) + 1)
+            durable_uj = max(sealed_uj, stored.import_uj - floors_uj)
+            if listener is not None:
+                listener.join()
+                last_ms = max((at for run, at in stored.last_ms.items() if run > runs), default=0)
+                losses_ms.append(max(0, listener.last_ms - epoch_ms - last_ms))
+            rows, runs = stored.rows, max(stored.last_ms, default=0)
+            if number % 10 == 0:
+                house.verify_good()
+        with house.run_scaled(SPEED, EPOCH_MS + (kills + 1) * DAY_MS) as meter:
+            house.wait_accepted(300)
+            status = house.ask().call("Registers")
+            assert meter.stop() == 0
+    house.verify_good()
+    assert_kept(house, told)
+    stored = Stored(house.state)
+    floors_uj = stored.boundary_uj * (len(house.account.blocks) + 1)
+    now_uj = status["registers"]["1-0:1.8.0"]["uj"]
+    assert durable_uj < now_uj <= stored.import_uj + floors_uj, "energy that no row on the card has"
+    assert house.account.blocks[-1].energy[0].last_uj <= stored.import_uj + floors_uj
+    return Killed(len(told), losses_ms)
+
+
+def kill_two(folder: Path, kills: int) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        halves = [pool.submit(kill_often, folder / str(seed), kills // 2, seed) for seed in (1, 2)]
+        found = [half.result() for half in halves]
+    assert sum(half.blocks for half in found) > kills // 2, "hardly a block came before a kill"
+    losses_ms = sorted(loss for half in found for loss in half.losses_ms)
+    assert losses_ms[len(losses_ms) * 8 // 10] <= LOSS_MS + WRITE_MS
+    assert losses_ms[-1] <= LOSS_MS + STALL_MS
+
+
+def test_a_daemon_killed_at_any_moment_keeps_all_that_was_durable(tmp_path: Path) -> None:
+    kill_two(tmp_path, 50)
+
+
+@pytest.mark.soak
+def test_a_daemon_killed_a_thousand_times_keeps_all_that_was_durable(tmp_path: Path) -> None:
+    kill_two(tmp_path, 1000)
+
+
+# --- the card fails (rows L1-L3) -----------------------------------------------------------------
+
+
+def only_error(meter: Program) -> tuple[str, str]:
+    """Return the one error that the program told, and its hint; no traceback."""
+    assert "Traceback" not in meter.said
+    errors = [said for said in meter.lines if said.startswith("meterd: error: ")]
+    hints = [said for said in meter.lines if said.startswith("meterd: hint: ")]
+    assert len(errors) == len(hints) == 1, meter.said
+    assert meter.lines[-2:] == [*errors, *hints], "something was said after the error"
+    return errors[0].removeprefix("meterd: error: "), hints[0].removeprefix("meterd: hint: ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        ("fdatasync:error=EIO:when=1", "may be failing"),
+        ("fdatasync:error=EIO:when=2", "may be failing"),
+        ("fdatasync:error=EIO:when=15", "may be failing"),
+        ("fsync:error=EIO:when=1", "may be failing"),
+        ("fsync:error=EIO:when=4", "may be failing"),
+        ("fdatasync:error=EROFS:when=6", "become read-only"),
+        ("fdatasync:error=ENOSPC:when=6", "free space on the card"),
+    ],
+)
+def test_a_failed_sync_ends_the_process_and_nothing_is_acknowledged_after(
+    tmp_path: Path, fault: str, hint: str
+) -> None:
+    house = make_fast_house(tmp_path)
+    call, error, _ = fault.split(":")
+    trace = tmp_path / "trace"
+    with house.board(*BOARD):
+        wrap = strace("-e", f"trace={call}", "-e", f"inject={fault}", out=trace)
+        with house.run_scaled(SPEED, wrap=wrap) as meter:
+            assert meter.end() == 74
+        told, told_hint = only_error(meter)
+        number = getattr(errno, error.removeprefix("error="))
+        assert told.endswith(f": {os.strerror(number)}")
+        assert hint in told_hint
+        *_, last = trace.read_text().splitlines()
+        assert last.endswith("(INJECTED)"), "it was tried again"
+        assert_kept(house, blocks_told(meter))
+        house.verify_good()
+        rows = Stored(house.state).rows
+        with house.run_scaled(SPEED, EPOCH_MS + DAY_MS) as again:
+            again.hear("sealed")
+            assert again.stop() == 0
+    house.verify_good()
+    assert_kept(house, blocks_told(meter) | blocks_told(again))
+    assert Stored(house.state).rows > rows
+
+
+TRACED = re.compile(
+    r"^\d+ +(?:<\.\.\. )?(?P<call>\w+)(?: resumed>.*|\((?P<what>.*))$",
+)
+
+
+class Card:
+    """What a trace says of a card: which files have bytes that no sync has covered."""
+
+    def __init__(self, state: Path) -> None:
+        self.unsynced: set[str] = set()
+        self._state = str(state) + "/"
+        self._begun: dict[str, str] = {}
+
+    def dirty(self, *streams: str) -> set[str]:
+        return {path for path in self.unsynced if path.split("/")[0].split(".")[0] in streams}
+
+    def take(self, line: str) -> tuple[str, str]:
+        """Take a line of the trace; return call and file where a write begins, else blanks."""
+        task, _, rest = line.partition(" ")
+        rest = rest.lstrip()
+        if rest.startswith("<... "):
+            self._end(rest.split()[1], self._begun.pop(task))
+            return "", ""
+        call, _, arguments = rest.partition("(")
+        if "<unfinished ...>" in arguments:
+            self._begun[task] = arguments
+        if call in {"write", "pwrite64"}:
+            path = self._path(arguments)
+            if path:
+                self.unsynced.add(path)
+            return call, path or arguments
+        if "<unfinished ...>" not in arguments:
+            self._end(call, arguments)
+        return "", ""
+
+    def _path(self, arguments: str) -> str:
+        found = re.match(r"\d+<(.*?)>", arguments)
+        path = found[1] if found else ""
+        return path.removeprefix(self._state) if path.startswith(self._state) else ""
+
+    def _end(self, call: str, arguments: str) -> None:
+        if call in {"fdatasync", "fsync"}:
+            self.unsynced.discard(self._path(arguments))
+        elif call in {"rename", "openat"} and "O_RDONLY" not in arguments:
+            created = re.findall(r'"([^"]*)"', arguments)[-1]
+            if created.startswith(self._state) and (call == "rename" or "O_EXCL" in arguments):
+                path = Path(created.removeprefix(self._state))
+                self.unsynced.add(str(path.parent))
+                if call == "rename":
+                    before = re.findall(r'"([^"]*)"', arguments)[0].removeprefix(self._state)
+                    assert before not in self.unsynced, f"{created} is not whole as it appears"
+
+
+def test_what_a_block_vouches_for_is_durable_before_it_and_it_before_it_is_told(
+    tmp_path: Path,
+) -> None:
+    """Rows L1 and L2: write, sync, then the next; folders too."""
+    house = make_fast_house(tmp_path)
+    trace = tmp_path / "trace"
+    with house.board(*BOARD):
+        calls = "trace=write,pwrite64,fdatasync,fsync,openat,rename"
+        with house.run_scaled(SPEED, wrap=strace("-e", calls, out=trace)) as meter:
+            for _ in range(4):
+                meter.hear("^sealed ")
+            assert meter.stop() == 0
+    card = Card(house.state)
+    blocks = told = 0
+    for traced in trace.read_text().splitlines():
+        was = set(card.unsynced)
+        call, what = card.take(traced)
+        if call and what.startswith("blocks"):
+            blocks += 1
+            assert not {path for path in was if path.startswith(("samples", "events"))}, traced
+        elif call and '"sealed height=' in what:
+            told += 1
+            assert not card.dirty("blocks", "samples", "events"), traced
+    assert told >= 4
+    assert blocks >= told
+    assert not card.dirty("blocks", "samples", "events")
+
+
+# --- the card fills (row L7), or cannot be written -------------------------------------------------
+
+
+def test_a_card_that_fills_loses_samples_first_and_sealed_history_never(tmp_path: Path) -> None:
+    with small_card(tmp_path / "card", 2048) as card:
+        house = make_fast_house(tmp_path, state=card / "account", reserve_mb=1)
+        ballast = card / "ballast"
+        fill(ballast, leave_bytes=1_030_000)
+        with house.board(*BOARD):
+            with house.run_scaled(SPEED) as meter:
+                meter.hear("alarm=storage_low")
+                meter.hear('alarm=storage_full .*"the card is full: samples are lost')
+                for _ in range(3):
+                    meter.hear("^sealed ")
+                stored = Stored(house.state)
+                fill(ballast, leave_bytes=0)
+                assert meter.end() == 74
+            error, hint = only_error(meter)
+            assert "No space left on device" in error
+            assert "free space on the card" in hint
+            house.verify_good()
+            assert_kept(house, blocks_told(meter))
+            blocks = house.account.blocks
+            assert blocks[-1].flags & LOST
+            assert Stored(house.state).rows == stored.rows, "samples came after they had stopped"
+            floors_uj = stored.boundary_uj * (len(blocks) + 1)
+            assert blocks[-1].energy[0].last_uj > stored.import_uj + floors_uj, "energy is lost"
+            with house.run_scaled(SPEED, EPOCH_MS + DAY_MS) as still_full:
+                assert still_full.end() == 74
+            assert "No space left on device" in only_error(still_full)[0]
+            house.verify_good()
+            ballast.unlink()
+            with house.run_scaled(SPEED, EPOCH_MS + 2 * DAY_MS) as again:
+                again.hear("^sealed ")
+                again.hear("^sealed ")
+                assert again.stop() == 0
+        house.verify_good()
+        assert_kept(house, blocks_told(meter) | blocks_told(again))
+        assert "storage_full" not in again.said
+        later = house.account.blocks
+        assert later[-1].energy[0].last_uj > blocks[-1].energy[0].last_uj
+        assert Stored(house.state).rows > stored.rows
+        assert not later[-1].flags & LOST
+
+
+def fill(path: Path, *, leave_bytes: int) -> None:
+    """Grow a file until so many bytes are left on its file system."""
+    with path.open("ab", buffering=0) as file:
+        room = os.statvfs(path)
+        free_bytes = room.f_bavail * room.f_frsize
+        with suppress(OSError):  # all of it is asked for
+            file.write(bytes(max(0, free_bytes - leave_bytes)))
+
+
+def test_a_card_that_is_read_only_at_the_start_is_said_to_be(tmp_path: Path) -> None:
+    with small_card(tmp_path / "card", 2048) as card:
+        house = make_fast_house(tmp_path, state=card / "account")
+        before = house.content
+        subprocess.run(["mount", "-o", "remount,ro", card], check=True)
+        with house.board(*BOARD), house.run_scaled(SPEED) as meter:
+            assert meter.end() == 74
+        error, hint = only_error(meter)
+        assert "Read-only file system" in error
+        assert "mounted read-only" in hint
+        assert house.content == before
+
+
+# --- the card stalls -------------------------------------------------------------------------------
+
+STALL_S = 3
+STAMP_MS = 50
+STAMP_MS_MAX = 500  # for what the neighbours of a shared machine do meanwhile
+SPACING_MS = 100
+
+
+def test_lines_are_stamped_in_time_while_a_commit_stalls(tmp_path: Path) -> None:
+    house = make_house(tmp_path, network="", polling_ms=SPACING_MS, commit_s=1)
+    trace = tmp_path / "trace"
+    stall = f"inject=fdatasync:delay_enter={STALL_S}s:when=1"
+    with house.board("--polling-ms", str(SPACING_MS), "--wait", "--noise-w", "50"):
+        with house.run(wrap=strace("-e", "trace=fdatasync", "-e", stall, out=trace)) as meter:
+            meter.hear("port_opened")
+            house.wait_accepted(50)
+            assert meter.stop() == 0
+    assert trace.read_text().count("(DELAYED)") == 1
+    late_ms = [row.at_ms - number * SPACING_MS for number, row in enumerate(house.account.rows)]
+    earliest_ms = min(late_ms)
+    late_ms = sorted(late - earliest_ms for late in late_ms)
+    assert len(late_ms) >= 50
+    assert late_ms[len(late_ms) * 9 // 10] <= STAMP_MS
+    assert late_ms[-1] <= STAMP_MS_MAX
+    house.verify_good()
+
+
+# --- bad input: refused at the start -----------------------------------------------------------------
+
+
+class Attempt(NamedTuple):
+    """How the daemon is started, where not as usual."""
+
+    options: tuple[str, ...] = ()
+    wrap: tuple[str, ...] = ()
+    config: Path | None = None
+    state: Path | None = None
+
+
+AS_USUAL = Attempt()
+HISTORY = [f"{1_795_305_600 + 5 * n}\t{line(300 + n).decode().strip()}" for n in range(400)]
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An account with blocks, for every refusal to leave as it is."""
+    folder = tmp_path_factory.mktemp("history")
+    house = make_house(folder, state=folder / "made", network="")
+    replay_lines(HISTORY, house.config.read_text(), folder / "account")
+    return folder / "account"
+
+
+@pytest.fixture
+def house(tmp_path: Path, history: Path) -> House:
+    """A house with history, its board plugged in."""
+    house = make_house(tmp_path, network="")
+    shutil.rmtree(house.state)
+    shutil.copytree(history, house.state)
+    return house
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def pull_the_cable(house: House, _: ExitStack) -> Attempt:
+    house.port.unlink()
+    return AS_USUAL
+
+
+def name_a_file(house: House, _: ExitStack) -> Attempt:
+    house.port.unlink()
+    house.port.write_bytes(b"")
+    return AS_USUAL
+
+
+def be_nobody(house: House, stack: ExitStack) -> Attempt:
+    """Own all but the port; pytest's own folders let no other user in."""
+    need_root()
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    folder.chmod(0o755)
+    state = folder / "account"
+    shutil.copytree(house.state, state)
+    shutil.copy(house.config, folder)
+    edit(folder / house.config.name, str(house.port), str(house.port.readlink()))
+    for path in (state, *state.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    return Attempt(wrap=user, config=folder / house.config.name, state=state)
+
+
+def keep_the_account_from_nobody(house: House, stack: ExitStack) -> Attempt:
+    attempt = be_nobody(house, stack)
+    assert attempt.state is not None
+    os.chown(attempt.state, 0, 0)
+    return attempt
+
+
+def hold_the_port(house: House, stack: ExitStack) -> Attempt:
+    held = os.open(house.port, os.O_RDWR | os.O_NOCTTY)
+    stack.callback(os.close, held)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return AS_USUAL
+
+
+def run_another(house: House, stack: ExitStack) -> Attempt:
+    other = stack.enter_context(house.run())
+    other.hear("port_opened")
+    stack.callback(other.stop)
+    return AS_USUAL
+
+
+def take_a_foreign_key(house: House, _: ExitStack) -> Attempt:
+    (house.state / "seal.key").write_text("11" * 32 + "\n")
+    return AS_USUAL
+
+
+def lose_the_key(house: House, _: ExitStack) -> Attempt:
+    (house.state / "seal.key").unlink()
+    return AS_USUAL
+
+
+def show_the_key(house: House, _: ExitStack) -> Attempt:
+    (house.state / "seal.key").chmod(0o644)
+    return AS_USUAL
+
+
+def damage_a_block(house: House, _: ExitStack) -> Attempt:
+    path = house.state / "blocks" / "00000001.seg"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return AS_USUAL
+
+
+def damage_the_genesis(house: House, _: ExitStack) -> Attempt:
+    path = house.state / "genesis.cbor"
+    path.write_bytes(path.read_bytes()[:-1])
+    return AS_USUAL
+
+
+def corrupt_the_settings(house: House, _: ExitStack) -> Attempt:
+    house.config.write_bytes(b"[meter\nname = 7\n")
+    return AS_USUAL
+
+
+def mistake_two_settings(house: House, _: ExitStack) -> Attempt:
+    edit(house.config, "polling_ms = 5000", "polling_ms = 0")
+    edit(house.config, 'role = "mains"', 'role = "mane"')
+    return AS_USUAL
+
+
+def rename_the_meter(house: House, _: ExitStack) -> Attempt:
+    edit(house.config, "kitchen-12", "kitchen-13")
+    return AS_USUAL
+
+
+def change_the_interval(house: House, _: ExitStack) -> Attempt:
+    edit(house.config, "interval_s = 1800", "interval_s = 900")
+    return AS_USUAL
+
+
+@pytest.mark.parametrize(
+    ("prepare", "status", "error", "hint"),
+    [
+        pytest.param(pull_the_cable, 69, "no such port", "plug|port", id="port unplugged"),
+        pytest.param(name_a_file, 69, "no serial port behind", "port", id="port is a file"),
+        pytest.param(be_nobody, 77, "not allowed to open /dev", "group", id="port forbidden"),
+        pytest.param(hold_the_port, 75, "another program holds", "fuser", id="port busy"),
+        pytest.param(
+            keep_the_account_from_nobody, 77, "no permission", "owner", id="account forbidden"
+        ),
+        pytest.param(run_another, 75, "another process writes", "running", id="second instance"),
+        pytest.param(take_a_foreign_key, 78, "not the one that", "own key", id="foreign key"),
+        pytest.param(lose_the_key, 69, "no sealing key", "meterctl init", id="no key"),
+        pytest.param(show_the_key, 77, "read or changed by others", "chmod 600", id="open key"),
+        pytest.param(damage_a_block, 74, "does not verify", "meterctl verify", id="damaged"),
+        pytest.param(damage_the_genesis, 78, "genesis", "put back", id="damaged genesis"),
+        pytest.param(corrupt_the_settings, 78, "line 1", "config check", id="corrupt settings"),
+        pytest.param(mistake_two_settings, 78, "2 mistakes", "config check", id="two mistakes"),
+        pytest.param(rename_the_meter, 78, "kitchen-13", "meter.name", id="another name"),
+        pytest.param(change_the_interval, 78, "900.*1800", "interval", id="another interval"),
+        pytest.param(
+            lambda *_: Attempt(config=Path("absent.toml")),
+            78,
+            "no settings file",
+            "meterctl init",
+            id="no settings",
+        ),
+        pytest.param(
+            lambda *_: Attempt(state=Path("absent")),
+            78,
+            "no account in",
+            "meterctl init",
+            id="no account",
+        ),
+        pytest.param(
+            lambda *_: Attempt(options=("--speed", "600")),
+            78,
+            "scaled clock is refused",
+            "demo",
+            id="scaled outside a demo",
+        ),
+        pytest.param(
+            lambda *_: Attempt(options=("--fast",)), 64, "--fast", "--help", id="unknown option"
+        ),
+    ],
+)
+def test_a_start_is_refused_with_one_message_and_the_account_left_as_it_is(
+    house: House,
+    prepare: Callable[[House, ExitStack], Attempt],
+    status: int,
+    error: str,
+    hint: str,
+) -> None:
+    with ExitStack() as stack:
+        cable = Cable(house.port)
+        stack.callback(cable.close)
+        attempt = prepare(house, stack)
+        tried = House(
+            folder=house.folder,
+            config=attempt.config or house.config,
+            state=attempt.state or house.state,
+            port=house.port,
+        )
+        before = tried.content
+        with tried.run(*attempt.options, wrap=attempt.wrap) as meter:
+            assert meter.end() == status, meter.said
+        told, told_hint = only_error(meter)
+        assert re.search(error, told)
+        assert re.search(hint, told_hint)
+        assert tried.content == before
+        if (tried.state / "genesis.cbor").exists() and "damage" not in prepare.__name__:
+            tried.verify_good()
+
+
+# --- bad input: told while metering goes on ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("board", "change", "alarm", "text"),
+    [
+        pytest.param(
+            ("--fault", "wrong-baud@0+1000000"), None, "garbage", "38400 baud", id="wrong baud"
+        ),
+        pytest.param(
+            ("--layout", "rpict3v1-sketch2"), None, "layout", r"board\.layout", id="wrong layout"
+        ),
+        pytest.param(
+            (),
+            (f"polling_ms = {POLLING_MS}", f"polling_ms = {2 * POLLING_MS}"),
+            "cadence",
+            r"lines come every 1\d\.\d s, board.polling_ms says 30.0 s: set it",
+            id="wrong polling setting",
+        ),
+        pytest.param(
+            ("--fault", "adaptor-out@60+1000000"), None, "adaptor_out", "adaptor", id="no adaptor"
+        ),
+        pytest.param(("--fault", "frozen@60+1000000"), None, "frozen", "one line", id="frozen"),
+    ],
+)
+def test_metering_goes_on_with_one_alarm_that_says_what_to_do(
+    tmp_path: Path,
+    board: tuple[str, ...],
+    change: tuple[str, str] | None,
+    alarm: str,
+    text: str,
+) -> None:
+    house = make_fast_house(tmp_path)
+    if change:
+        edit(house.config, *change)
+    with house.board(*BOARD, *board), house.run_scaled(SPEED) as meter:
+        said = meter.hear(f"^alarm alarm={alarm} ").string
+        assert re.search(text, said)
+        house.ask()
+        assert any(text.startswith(f"{alarm}: ") for text in status_of(house)["alarms"])
+        assert meter.stop() == 0
+    assert meter.said.count(f"alarm alarm={alarm} ") >= 1
+    assert "error" not in meter.said
+    raised = [event["alarm"] for event in house.account.events if event.kind == "alarm"]
+    assert alarm in raised
+    house.verify_good()
+
+
+def status_of(house: House) -> dict[str, Any]:
+    return house.ask().call("Status")
+
+
+def test_a_clock_at_1970_is_told_and_its_energy_counted_once_the_clock_is_set(
+    tmp_path: Path,
+) -> None:
+    house = make_fast_house(tmp_path)
+    with house.board(*BOARD):
+        with house.run_scaled(SPEED, 0) as meter:
+            meter.hear('alarm=clock text="the clock stands before the year 2000')
+            house.wait_accepted(100)
+            status = status_of(house)
+            assert status["height"] == 0
+            assert meter.stop() == 0
+        stored = Stored(house.state)
+        assert stored.import_uj > 0
+        house.verify_good()
+        with house.run_scaled(SPEED, EPOCH_MS) as again:
+            again.hear("^sealed ")
+            assert import_uj(house.ask()) >= stored.import_uj
+            assert again.stop() == 0
+    house.verify_good()
+    first = house.account.blocks[0]
+    assert first.energy[0].last_uj == stored.import_uj
+    assert "alarm=clock" not in again.said

@@ -1,0 +1,126 @@
+"""What users install: the wheel, in an environment of its own, and what it makes of a changed file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.daemon_kit import Cable, House, Stored, line, make_house
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel; what meterd depends on is lent by the tests' own."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
+    options = ["--quiet", "--no-deps", "--no-index", "--no-compile", wheel]
+    subprocess.run([*pip, *options], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def house(tmp_path: Path, environment: Path) -> House:
+    house = make_house(tmp_path, network="")
+    house.program = (environment / "bin" / "meterd",)
+    return house
+
+
+def test_the_wheel_holds_types_and_the_wire_format(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert "meterd/py.typed" in names
+    assert "meterd/ledger/meterd.cddl" in names
+    assert {name for name in names if name.startswith("meterd/")} == {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "meterd").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {name.split("/")[0] for name in names} == {"meterd", "meterd-0.1.0.dist-info"}
+
+
+@pytest.mark.parametrize("program", ["meterd", "meterctl"])
+def test_both_programs_are_installed(environment: Path, program: str, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [environment / "bin" / program, "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert run.stdout.startswith(f"{program} 0.1.0 (software ")
+
+
+def flip(path: Path, before: bytes) -> None:
+    """Change one bit of the byte behind `before`."""
+    data = bytearray(path.read_bytes())
+    data[data.index(before) + len(before)] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "noted"),
+    [
+        pytest.param("metering/energy.py", b'\n"""Power ', True, id="a word in a comment"),
+        pytest.param("ctl/__init__.py", b'"""', True, id="a program that does not meter"),
+        pytest.param("metering/energy.py", b"\ndef ", False, id="no Python any more"),
+        pytest.param("config.py", b"def load(path: ", False, id="a name that fails at run time"),
+    ],
+)
+@pytest.mark.parametrize("tail", [b"", b"\0\0torn"], ids=["stopped", "killed"])
+def test_an_installed_daemon_refuses_changed_files_and_goes_on_when_they_are_put_back(
+    house: House, environment: Path, module: str, before: bytes, noted: bool, tail: bytes
+) -> None:
+    """Row S5 of REQUIREMENTS.md: checked at start; on a mismatch it alarms and seals nothing."""
+    [path] = environment.glob(f"lib/python*/site-packages/meterd/{module}")
+    whole = path.read_bytes()
+    with Cable(house.port) as cable:
+        with house.run() as meter:
+            assert meter.hear("^started .*").string.endswith("installed=verified")
+            meter.hear("port_opened")
+            for count in range(50):
+                cable.say(line(count))
+            house.wait_accepted(50)
+            assert meter.stop() == 0
+        with (house.state / "events" / "00000001.seg").open("ab") as file:
+            file.write(tail)
+        flip(path, before)
+        try:
+            with house.run() as changed:
+                assert changed.end() == 78
+        finally:
+            path.write_bytes(whole)
+        assert f"meterd/{module} is not as it was installed" in changed.said
+        assert "install meterd afresh" in changed.said
+        assert "Traceback" not in changed.said
+        events = house.account.events
+        assert (events[-1]["alarm"] == "software_changed") is noted if noted else True
+        assert ("refused" in {event.kind for event in events}) is noted
+        assert house.account.blocks == [], "changed software sealed what was open"
+        house.verify_good()
+        with house.run() as again:
+            again.hear("port_opened")
+            cable.say(line(1) + line(2))
+            house.wait_accepted(2)
+            assert again.stop() == 0
+    assert Stored(house.state).rows == 52
+    [partial] = house.account.blocks
+    assert partial.records == 50
+    house.verify_good()
