@@ -268,7 +268,7 @@ def _feed(replay: Replay, capture: str) -> None:
             replay.feed(line)
         return
     try:
-        size = os.stat(capture).st_size
+        size = Path(capture).stat().st_size
         file = open(capture, "rb")  # noqa: PTH123, SIM115 - closed below
     except OSError as error:
         raise AbsentError(

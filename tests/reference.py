@@ -244,27 +244,15 @@ def read_line(line: bytes, rules: Rules) -> tuple[tuple[int, ...], bool] | str:
 
 
 def measure(line: dict[str, str], rules: Rules) -> tuple[tuple[int, ...], bool] | str:
+    used = [(clamp, fields_of(clamp, line, rules)) for clamp in rules.clamps]
+    if not all(NUMBER.fullmatch(word) for _, here in used for word in here.values()):
+        return "not_a_number"
     net, apparent, circuits, estimated = 0, Fraction(0), [], False
-    for clamp in rules.clamps:
-        k = clamp.channel
-        names = {
-            "power": f"RP{k}",
-            "estimate": f"EP{k}",
-            "current": f"Irms{k}",
-            "volts": f"Vrms{k}" if f"Vrms{k}" in line else "Vrms",
-            "apparent": f"S{k}",
-        }
-        if names["power"] in line:
-            del names["estimate"]
-        if clamp.role != "mains" or not apparent_known(rules):
-            del names["apparent"]
-        here = {what: line[name] for what, name in names.items() if name in line}
-        if not all(NUMBER.fullmatch(word) for word in here.values()):
-            return "not_a_number"
+    for clamp, here in used:
         value = {what: Fraction(word) * clamp.scale for what, word in here.items()}
         volts = Fraction(here["volts"]) if "volts" in here else None
         amperes = value["current"] * rules.amps if "current" in here else None
-        if amperes is None and "power" not in here:
+        if amperes is None and "estimate" in here:
             amperes = value["estimate"] / rules.vest
         out = volts is not None and bool(amperes) and volts < rules.nominal_v / 2
         if "power" in here and not out:
@@ -291,6 +279,23 @@ def measure(line: dict[str, str], rules: Rules) -> tuple[tuple[int, ...], bool] 
             apparent += volts * amperes
     known = (half_away(apparent * 1000),) if apparent_known(rules) else ()
     return (net, *known, *circuits), estimated
+
+
+def fields_of(clamp: Clamp, line: dict[str, str], rules: Rules) -> dict[str, str]:
+    """Return the words of a line that a clamp uses, by what they say; no other drops the line."""
+    k = clamp.channel
+    names = {
+        "power": f"RP{k}",
+        "estimate": f"EP{k}",
+        "current": f"Irms{k}",
+        "volts": f"Vrms{k}" if f"Vrms{k}" in line else "Vrms",
+        "apparent": f"S{k}",
+    }
+    if names["power"] in line:
+        del names["estimate"]
+    if clamp.role != "mains" or not apparent_known(rules):
+        del names["apparent"]
+    return {what: line[name] for what, name in names.items() if name in line}
 
 
 def half_away(value: Fraction) -> int:

@@ -113,7 +113,9 @@ class _Clock:
 
 
 @st.composite
-def captures(draw: st.DrawFn, *, clock_faults: bool = True, restarts: bool = True) -> Capture:
+def captures(  # noqa: PLR0915 - one list of what may happen to a meter
+    draw: st.DrawFn, *, clock_faults: bool = True, restarts: bool = True
+) -> Capture:
     """Return a capture with holes, duplicates, bad lines, steps of the clock, restarts."""
     config, layout, unit, polling_ms = draw(configs())
     line = st.tuples(*(_field(name, unit) for name in LAYOUTS[layout])).map(" ".join)
@@ -153,8 +155,9 @@ def captures(draw: st.DrawFn, *, clock_faults: bool = True, restarts: bool = Tru
             clock.go(beat_ms)
             clock.wall_ms += draw(st.integers(3_000, 7_200_000))
         elif happening == "back":
+            back_ms = max(0, clock.wall_ms - draw(st.integers(3_000, 7_200_000)))
             clock.go(beat_ms)
-            clock.wall_ms = max(0, clock.wall_ms - draw(st.integers(3_000, 7_200_000)))
+            clock.wall_ms = back_ms
         elif happening == "long step":
             clock.go(beat_ms)
             clock.wall_ms += draw(st.sampled_from([1, -1])) * 40_000_000_000
@@ -162,7 +165,7 @@ def captures(draw: st.DrawFn, *, clock_faults: bool = True, restarts: bool = Tru
             beat_ms = draw(st.sampled_from([beat_ms, 60_000]))  # so that it can stand ten minutes
         elif happening == "set":
             clock.go(beat_ms)
-            clock.wall_ms = max(clock.wall_ms, first_ms)
+            clock.wall_ms = first_ms if clock.wall_ms < START_MS // 2 else clock.wall_ms
         elif happening == "reading":
             clock.go(max(0, beat_ms + draw(st.sampled_from([0, 0, -1, 7, -beat_ms // 10]))))
         lines.append(clock.stamped(raw))

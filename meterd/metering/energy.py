@@ -106,7 +106,7 @@ def mapping(roles: Sequence[str], *, apparent: bool) -> Mapping:
 
 
 def quantities(powers_mw: Sequence[int], apparent_mva: int, of: Mapping) -> tuple[int, ...]:
-    """Return what is integrated: net mains power (mW, signed), apparent (mVA), circuits (mW, >= 0)."""
+    """Return what is integrated: net mains power (mW, signed), apparent (mVA), circuits (mW)."""
     mains = of.mains
     net = powers_mw[mains[0]]
     for index in mains[1:]:

@@ -189,8 +189,10 @@ class Cutter:
         resumed = self.start_s is None
         if resumed:
             self._resume(wall_ms, wall, cuts)
-        elif self._wall is None:
+        elif self._wall is None:  # recovery says so of a cut that a step has made
             self._anchor_ms = wall.offset_ms
+            if wall_ms > self.start_ms:
+                self.flags |= GAP
         elif abs(wall.offset_ms - self._anchor_ms) > STEP_MS:
             self._step(wall_ms, wall, cuts)
         self._wall = wall
@@ -449,8 +451,9 @@ class Placement:
         wall = Wall(offset_ms, "S" if status == "S" else "I", error_ms)
         ahead_ms = offset_ms - self.wall.offset_ms
         if last_end_s != self._end_s:
+            if self._end_s is not None:  # else the account has only begun
+                del self.walls[:-1]
             self._end_s = last_end_s
-            del self.walls[:-1]
         if self._held is None:
             if ahead_ms > STEP_LONG_MS:
                 self._same = None

@@ -69,7 +69,7 @@ class Reading(NamedTuple):
         voltage_mv: RMS voltage, the first that a used clamp's fields measure; 0 where none is.
         apparent_mva: Sum over the mains clamps of S, else of Vrms x Irms; 0 where neither is known
             (`energy.registers` says whether it is known: the layout decides, not the line).
-        estimated: The voltage adaptor is out while current flows: power is V x I x pf of the settings.
+        estimated: The voltage adaptor is out while current flows: power is V x I x pf as set.
         line: The line as it came, without its end; for finding duplicates and frozen values.
     """
 
