@@ -151,9 +151,7 @@ def standalone(
 def shaped(value: Any, *kinds: type | tuple[type, ...]) -> bool:  # noqa: ANN401 - any decoded value
     """Say whether `value` is an array of exactly these kinds."""
     return (
-        isinstance(value, tuple)
-        and len(value) == len(kinds)
-        and all(isinstance(item, kind) for item, kind in zip(value, kinds, strict=True))
+        isinstance(value, tuple) and len(value) == len(kinds) and all(map(isinstance, value, kinds))
     )
 
 

@@ -15,7 +15,7 @@ from hashlib import sha256
 from operator import add, mul
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.ledger.segment import LINK_BYTES, columns, find_damaged_row, read_row, row_bytes
+from meterd.ledger.segment import LINK_BYTES, Columns, find_damaged_row, read_row, row_bytes
 from meterd.ledger.stored import Place
 from meterd.metering.energy import (
     APPARENT,
@@ -215,7 +215,7 @@ class _Audit:
     def _window(self) -> list[int]:
         if not self._task.tail:
             return []
-        elapsed = columns(self._task.tail, self._size).elapsed_ms[1:]
+        elapsed = Columns(self._task.tail, self._size).elapsed_ms[1:]
         return [ms for ms in elapsed if ms][-CADENCE_WINDOW:]
 
     def run(self) -> SampleResult:
@@ -328,14 +328,13 @@ class _Audit:
 
     def _integrate_rows(self, block: Block, rows: bytes, offset: int) -> BadRows | None:
         """Integrate the rows of one block, whole columns at a time."""
-        table = columns(rows, self._size)
-        flags = table.flags
-        special = any(flags)
-        if special and any(flag & ROW_ESTIMATED for flag in flags):
+        table = Columns(rows, self._size)
+        flags = table.flags if table.flagged else ()
+        if any(flag & ROW_ESTIMATED for flag in flags):
             self._estimated.add(block.height)
             if not block.flags & ESTIMATED:
                 return self._bad(block, offset, "a row is estimated and the block does not say so")
-        elapsed = list(table.elapsed_ms)
+        elapsed = table.elapsed_ms
         wrong = self._check_gaps(elapsed, flags)
         if wrong is not None:
             return self._bad(
@@ -343,31 +342,25 @@ class _Audit:
                 offset + wrong * self._size,
                 "the row's gap flag is not what the board's cadence makes it",
             )
-        self._row_sums = self._integrate(table.powers_mw, table.apparent_mva, elapsed, flags)
+        self._row_sums = self._integrate(table, elapsed, flags)
         return None
 
-    def _integrate(
-        self,
-        powers_mw: tuple[Sequence[int], ...],
-        apparent_mva: Sequence[int],
-        elapsed: list[int],
-        flags: Sequence[int],
-    ) -> list[int]:
-        of = self._of
-        net: Sequence[int] = powers_mw[of.mains[0]]
+    def _integrate(self, table: Columns, elapsed: list[int], flags: Sequence[int]) -> list[int]:
+        """Add the rows' energy to the sums; `flags` may be empty where no row has one."""
+        of, powers_mw = self._of, table.powers_mw
+        net = powers_mw[of.mains[0]]
         for index in of.mains[1:]:
             net = list(map(add, net, powers_mw[index]))
-        series: list[Sequence[int]] = [net]
+        series = [net]
         if of.apparent:
-            series.append(apparent_mva)
+            series.append(table.apparent_mva)
         series += [[max(0, power) for power in powers_mw[index]] for index in of.circuits]
         at_ms = self._at_ms + sum(elapsed)
         weights = elapsed.copy()
         weights[0] += self._at_ms - self._point_ms
-        if any(flags):
-            for index, flag in enumerate(flags):
-                if flag & ROW_GAP:
-                    weights[index] = 0
+        for index, flag in enumerate(flags):
+            if flag & ROW_GAP:
+                weights[index] = 0
         for index, values in enumerate(series):
             points = [self._point[index], *values]
             doubled = map(add, points, values)
@@ -386,11 +379,12 @@ class _Audit:
     def _check_gaps(self, elapsed: list[int], flags: Sequence[int]) -> int | None:
         """Return the index of the first row whose gap flag breaks the rule, or None."""
         recent = self._recent
-        beats = [ms for ms in elapsed if ms]
-        known = [*recent, *beats]
-        self._recent = known[-CADENCE_WINDOW:]
-        if len(recent) == CADENCE_WINDOW and not any(flags) and max(elapsed) <= 3 * min(known):
+        beats = elapsed if min(elapsed) else [ms for ms in elapsed if ms]
+        self._recent = [*recent, *beats[-CADENCE_WINDOW:]][-CADENCE_WINDOW:]
+        plain = len(recent) == CADENCE_WINDOW and not flags
+        if plain and max(elapsed) <= 3 * min(*recent, min(beats, default=recent[0])):
             return None  # no difference can be three times a median of these
+        flags = flags or (0,) * len(elapsed)
         polling_ms = int(dict(self._task.parameters.settings)["board.polling_ms"])
         cadence = Cadence(polling_ms)
         for beat in recent:

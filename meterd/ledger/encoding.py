@@ -56,7 +56,8 @@ def _check(value: object, depth: int) -> None:
         if depth == 0:
             raise EncodingError(f"arrays nest deeper than {DEPTH_MAX}")
         for item in value:  # type: ignore[attr-defined]
-            _check(item, depth - 1)
+            if type(item) is not bytes and type(item) is not str:
+                _check(item, depth - 1)
     elif kind is not bytes and kind is not str:
         raise EncodingError(f"expected integers, bytes, text and arrays, got {kind.__name__}")
 

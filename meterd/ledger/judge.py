@@ -171,11 +171,10 @@ def judge(files: Files, start: Start, tools: Tools) -> Findings:
 
 def _take_blocks(found: Findings, stream: FrameStream, tools: Tools) -> None:
     messages = [stored.frame.body for stored in stream.frames]
-    tasks, chain = [], found.chain
+    tasks: list[SealTask] = []
     for at in range(0, len(messages), SEALS_PER_TASK):
-        part = tuple(messages[at : at + SEALS_PER_TASK])
-        tasks.append(SealTask(chain, part))
-        chain = _assumed(chain, part[-1])
+        chain = _assumed(tasks[-1].chain, messages[at - 1]) if tasks else found.chain
+        tasks.append(SealTask(chain, tuple(messages[at : at + SEALS_PER_TASK])))
     reason = ""
     for number, result in enumerate(tools.seals(tasks)):
         found.blocks += result.blocks

@@ -42,7 +42,7 @@ def test_blocks_verified_in_many_tasks_are_found_where_they_break(
     for height, (number, begin, end) in enumerate(records, start=1):
         body = stored.bodies("blocks", number)
         place = [r for r in records if r[0] == number].index((number, begin, end))
-        for changed in (b"\x80", body[place][:-1] + b"\0", body[place - 1]):
+        for changed in (b"\x80", body[place][:-1] + bytes([body[place][-1] ^ 1]), body[place - 1]):
             bodies = [*body[:place], changed, *body[place + 1 :]]
             bad = stored.relinked("blocks", number, bodies).judge().first_bad
             assert bad is not None

@@ -14,11 +14,11 @@ from meterd.ledger.segment import (
     LINK_BYTES,
     ROW_CLAMP,
     ROW_FIXED,
+    Columns,
     FrameHeader,
     Header,
     Linker,
     SampleHeader,
-    columns,
     find_damaged_row,
     read_header,
     read_rows,
@@ -214,7 +214,7 @@ def test_columns_are_the_same_on_any_machine(monkeypatch: pytest.MonkeyPatch, or
         count = len(stored) // 4
         stored = struct.pack(f">{count}I", *struct.unpack(f"<{count}I", stored))
     monkeypatch.setattr(sys, "byteorder", order)
-    table = columns(stored, SAMPLES.row_bytes)
+    table = Columns(stored, SAMPLES.row_bytes)
     assert list(table.elapsed_ms) == [0, 5000, 4990]
     assert list(table.flags) == [1, 0, 2]
     assert list(table.apparent_mva) == [5, 5, 5]
