@@ -27,7 +27,16 @@ from meterd.metering.energy import (
     registers,
     registers_uj,
 )
-from meterd.metering.interval import LOST, Cut, Cutter, Decision, Placement, Wall, clock_details
+from meterd.metering.interval import (
+    GAP,
+    LOST,
+    Cut,
+    Cutter,
+    Decision,
+    Placement,
+    Wall,
+    clock_details,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -305,8 +314,7 @@ class Bookkeeper:
         turns = plain and self._day is not None and day != self._day
         if self._losing or (not self.storing and (takes or not hole)):
             for cut in cuts:
-                records = self.log.open_records
-                self._seal(cut._replace(flags=cut.flags | LOST, records=records))
+                self._seal_lost(cut)
             self._sealer.hand_out()
             end = self.log.finish_samples()
             self._losing = not takes and not (bridged and self.storing)
@@ -338,8 +346,7 @@ class Bookkeeper:
         if cuts:
             self.stamp(stamp)
             for cut in cuts:
-                lost = cut.flags & LOST
-                self._seal(cut._replace(records=self.log.open_records) if lost else cut)
+                (self._seal_lost if self._losing else self._seal)(cut)
             self._sealer.hand_out()
             self._losing = False  # what comes is behind a hole, and in a stretch of its own
 
@@ -382,6 +389,13 @@ class Bookkeeper:
         owed, self._owed = self._owed, {}
         self._sealer.seal(cut, self._terms, owed)
 
+    def _seal_lost(self, cut: Cut) -> None:
+        """Seal a cut that lost samples, with those rows that were stored."""
+        records, flags = self.log.open_records, cut.flags | LOST
+        if not records and not cut.measured_ms:
+            flags |= GAP
+        self._seal(cut._replace(flags=flags, records=records))
+
     def _turn(self, samples: End, wall: Wall) -> None:
         """A day has ended: each stream begins a new segment, and a checkpoint says so."""
         base = self.cutter.base
@@ -399,7 +413,7 @@ class Bookkeeper:
         if self.placement.held:
             self._feed_stored(self.placement.walls)
         for cut in self.cutter.restart():
-            self._seal(cut._replace(records=self.log.open_records))
+            (self._seal_lost if self._losing else self._seal)(cut)
         self._sealer.hand_out()
 
     def commit(self) -> list[Operation]:

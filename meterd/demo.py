@@ -180,7 +180,7 @@ def start_street(folder: Path, house: House, speed: int) -> Iterator[Street]:
                 stderr=said,
             )
             try:
-                _wait((state / "control").exists, meter, log)
+                _wait(lambda: _answers(state), meter, log)
                 yield Street(state, board, meter, log)
             finally:
                 with _uninterrupted():
@@ -197,6 +197,15 @@ def _wait(there: Callable[[], bool], process: subprocess.Popen[bytes], log: Path
             said = log.read_text(errors="replace").strip().splitlines()[-3:]
             raise AbsentError(f"the demo did not start: {' / '.join(said)}")
         time.sleep(0.02)
+
+
+def _answers(state: Path) -> bool:
+    """Return whether the meter answers; its socket is there a moment before it listens."""
+    try:
+        ControlClient(state / "control").call("Registers")
+    except AbsentError:
+        return False
+    return True
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

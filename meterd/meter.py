@@ -249,6 +249,7 @@ class Meter:
         stamp = self._clock.stamp()
         book = self.book
         book.stamp(stamp)
+        self._note_reports()
         book.count_dropped(self._decoder.dropped)
         book.note_counts()
         book.event("stopped")
@@ -304,9 +305,7 @@ class Meter:
         """Do what is due whether or not the board speaks."""
         book, stamp = self.book, self._clock.stamp()
         book.stamp(stamp)
-        for event, fields in self._reports:
-            book.event(event, tuple(fields.items()))
-        self._reports.clear()
+        self._note_reports()
         silent = self.port_state in ("lost", "silent")
         book.raise_alarm("port", f"the board is {self.port_state}", stands=silent)
         self._see_unread()
@@ -316,6 +315,11 @@ class Meter:
         if (due or book.pending) and self._written.is_set() and self.port_state != "closed":
             self._committed_ms = stamp.boot_ms
             self._hand_over()
+
+    def _note_reports(self) -> None:
+        for event, fields in self._reports:
+            self.book.event(event, tuple(fields.items()))
+        self._reports.clear()
 
     def _see_unread(self) -> None:
         """Alarm where the board speaks and nothing of it can be read.

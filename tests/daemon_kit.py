@@ -1,4 +1,4 @@
-"""Whole programs for tests: a daemon, a board, and what they say; nothing here waits without a bound.
+"""Whole programs for tests: a daemon, a board, and what they say; each wait is bounded.
 
 Nothing is waited for by time alone: a log line, a file, an answer of the control socket or the end
 of a process is, and `DEADLINE_S` only bounds it.
@@ -19,7 +19,7 @@ import tty
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -204,19 +204,28 @@ class House:
     port: Path
     program: Sequence[str | Path] = PROGRAM
 
-    def run(self, *options: str, wrap: Sequence[str | Path] = (), **environ: str) -> Program:
+    def run(
+        self,
+        *options: str,
+        wrap: Sequence[str | Path] = (),
+        environ: dict[str, str] | None = None,
+    ) -> Program:
         """Start `meterd run` for it, below `wrap` if given."""
-        return Program(
-            (
-                *(*wrap, *self.program, "run"),
-                *("--config", self.config, "--state", self.state, *options),
-            ),
-            environ=environ,
-        )
+        command: list[str | Path] = [*wrap, *self.program, "run"]
+        command += ["--config", self.config, "--state", self.state, *options]
+        return Program(command, environ=environ)
 
-    def run_scaled(self, speed: int, epoch_ms: int = EPOCH_MS, **kwargs: Any) -> Program:
+    def run_scaled(
+        self,
+        speed: int,
+        epoch_ms: int = EPOCH_MS,
+        *,
+        wrap: Sequence[str | Path] = (),
+        environ: dict[str, str] | None = None,
+    ) -> Program:
         """Start it with a clock that runs `speed` times as fast."""
-        return self.run("--speed", str(speed), "--epoch-ms", str(epoch_ms), **kwargs)
+        options = ("--speed", str(speed), "--epoch-ms", str(epoch_ms))
+        return self.run(*options, wrap=wrap, environ=environ)
 
     def board(self, *options: str | Path) -> Program:
         """Start `meterd board` at its port; it is there when this returns."""
@@ -346,7 +355,7 @@ def line(power_w: float, current_ma: float = 1600.0, voltage_v: float = 230.0) -
     return f"11 {power_w:.1f} 0.0 0.0 {current_ma:.1f} 0.0 0.0 {voltage_v:.2f}\r\n".encode()
 
 
-# --- what is on the card, reckoned without the meter ---------------------------------------------
+# --- what is on the card, reckoned without the meter ----------------------------------------------
 
 
 class Stored:
@@ -398,7 +407,7 @@ def _segments(state: Path) -> Iterator[tuple[SampleHeader, list[tuple[int, int, 
         yield header, [(row.at_ms, row.flags, row.powers_mw[0]) for row in rows]  # type: ignore[misc]
 
 
-# --- what only root may do -----------------------------------------------------------------------
+# --- what only root may do ------------------------------------------------------------------------
 
 
 def need_root() -> None:

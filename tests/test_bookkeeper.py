@@ -700,6 +700,17 @@ def test_a_crash_on_a_full_card_keeps_what_was_sealed_and_what_was_stored(rig: R
     rig.assert_good()
 
 
+def test_a_single_reading_lost_before_a_clock_step_leaves_a_block_of_nothing(rig: Rig) -> None:
+    rig.start(MIDNIGHT_S)
+    rig.book.storing = False
+    rig.rows(1)
+    rig.wait(0, step_ms=30_000)
+    rig.rows(1)
+    rig.stop()
+    assert spans(rig) == [(0, 5, ("clock stepped", "gap", "partial", "samples lost"))]
+    rig.assert_good()
+
+
 def test_a_full_card_without_the_time(rig: Rig) -> None:
     rig.start(60, status="R")
     rig.rows(20)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from meterd.device.archive import segment_name, segment_numbers
+from meterd.device.prune import plan_prune
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.errors import LedgerDamagedError
 from meterd.ledger.segment import LINK_BYTES, STREAMS, read_header, walk_frames
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from meterd.device.card import Operation
 
 SEED = 20260101
-SAMPLED = 700  # states in `make test`; all of them in `make soak`
-SAMPLED_TWICE = 250
+SAMPLED = 400  # states in `make test`; all of them in `make soak`
+SAMPLED_TWICE = 200
 SAMPLED_HOLES = 250
 TORN_BYTES = 3  # torn positions of one append that are looked at, besides those of its last record
 RECORD_BYTES = 40  # the end of an append at which every byte is a torn position: a row has 32
@@ -190,7 +191,7 @@ class Play:
 
     def __init__(self, folder: Path) -> None:
         self.card = RecordingCard()
-        self.rig = Rig(folder / "played", card=self.card)
+        self.rig = Rig(folder, card=self.card)
         self.marks: list[Mark] = []
         self.rows = 0
 
@@ -236,6 +237,24 @@ def play_days(folder: Path) -> Played:
     return play.played
 
 
+def play_pruning(folder: Path) -> Played:
+    """A run over midnight, whose first day's samples are pruned then."""
+    play = Play(folder)
+    play.start(MIDNIGHT_S - 2 * INTERVAL_S - 17.3)
+    play.go(43)
+    book = play.rig.book
+    plan = plan_prune(play.rig.state, book.chain, MIDNIGHT_S)
+    assert plan.rows > 20
+    for details in plan.events:
+        book.event("pruned", details)
+    play.commit()
+    play.card.perform(plan.operations)
+    play.go(14)
+    play.rig.stop()
+    play.commit()
+    return play.played
+
+
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in memory where there is one: thousands of small accounts are made in it."""
@@ -252,7 +271,15 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def days(memory: Path) -> Played:
-    return play_days(memory)
+    return play_days(memory / "days")
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, days: Played, memory: Path) -> Played:
+    return play_pruning(memory / "pruning") if request.param == "pruning" else days
+
+
+BOTH = pytest.mark.parametrize("played", ["days", "pruning"], indirect=True)
 
 
 def test_the_scenario_has_all_that_may_be_torn(days: Played) -> None:
@@ -279,16 +306,6 @@ def lay(played: Played, state: State, folder: Path) -> Path:
     for name, data in state.items():
         (folder / name).write_bytes(data)
     return folder
-
-
-def stored_rows(state: Path) -> int:
-    """Return how many whole rows lie in the account."""
-    count = 0
-    for number in segment_numbers(state / "samples"):
-        data = (state / "samples" / segment_name(number)).read_bytes()
-        header, begin = read_header(data, "samples")
-        count += (len(data) - begin) // header.row_bytes  # type: ignore[union-attr]
-    return count
 
 
 def assert_goes_on(folder: Path, mark: Mark, card: RecordingCard | None = None) -> Rig:
@@ -325,16 +342,18 @@ def sample(found: list[tuple[int, State]], count: int) -> list[tuple[int, State]
     return chosen
 
 
-def test_every_sampled_state_of_the_card_goes_on(days: Played, memory: Path) -> None:
-    found = days.states(random.Random(SEED), all_bytes=False)
+@BOTH
+def test_every_sampled_state_of_the_card_goes_on(played: Played, memory: Path) -> None:
+    found = played.states(random.Random(SEED), all_bytes=False)
     for number, state in sample(found, SAMPLED):
-        assert_goes_on(lay(days, state, memory / "one"), days.mark(number))
+        assert_goes_on(lay(played, state, memory / "one"), played.mark(number))
 
 
 @pytest.mark.soak
-def test_every_state_of_the_card_goes_on(days: Played, memory: Path) -> None:
-    for number, state in days.states(random.Random(SEED), all_bytes=True):
-        assert_goes_on(lay(days, state, memory / "all"), days.mark(number))
+@BOTH
+def test_every_state_of_the_card_goes_on(played: Played, memory: Path) -> None:
+    for number, state in played.states(random.Random(SEED), all_bytes=True):
+        assert_goes_on(lay(played, state, memory / "all"), played.mark(number))
 
 
 def test_a_start_that_itself_is_cut_off_is_gone_over_again(days: Played, memory: Path) -> None:

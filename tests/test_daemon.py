@@ -1,4 +1,4 @@
-"""`meterd run` as a whole program: a board on a pseudo terminal, an account that a stranger verifies."""
+"""`meterd run` as a whole program: a board on a pty, an account that a stranger verifies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -36,7 +36,7 @@ RSS_KB_MAX = 28_000
 GAP = 1  # flag of a block
 
 
-# --- the path of a watt --------------------------------------------------------------------------
+# --- the path of a watt ---------------------------------------------------------------------------
 
 
 class Played(NamedTuple):
@@ -61,14 +61,16 @@ def meter_household(folder: Path, played: Played, *, hours: int, speed: int) -> 
         *("--polling-ms", str(MINUTE_MS), "--speed", str(speed)),
         *("--count", str(hours * 60), "--wait"),
     )
-    with house.board(*board_options, *played.options) as board:
-        with house.run_scaled(speed, played.start_ms) as meter:
-            said = board.hear(r"(\d+) lines said, (\d+) of them to nobody", deadline_s=600)
-            assert said.groups() == (str(hours * 60), "0")
-            house.wait_accepted(hours * 60)
-            told = house.ask().call("Registers")
-            assert meter.rss_kb <= RSS_KB_MAX
-            assert meter.stop() == 0
+    with (
+        house.board(*board_options, *played.options) as board,
+        house.run_scaled(speed, played.start_ms) as meter,
+    ):
+        said = board.hear(r"(\d+) lines said, (\d+) of them to nobody", deadline_s=600)
+        assert said.groups() == (str(hours * 60), "0")
+        house.wait_accepted(hours * 60)
+        told = house.ask().call("Registers")
+        assert meter.rss_kb <= RSS_KB_MAX
+        assert meter.stop() == 0
     spoken = board_lines.lines(
         played.load, board_lines.Board(polling_ms=MINUTE_MS), start_ms=played.start_ms
     )
@@ -125,7 +127,7 @@ def test_a_real_and_a_model_household_are_metered_exactly_and_sealed(
             run.result()
 
 
-# --- stopping --------------------------------------------------------------------------------------
+# --- stopping -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
@@ -187,7 +189,7 @@ def test_a_run_goes_on_where_the_one_before_was_stopped(tmp_path: Path) -> None:
     house.verify_good()
 
 
-# --- the cable -------------------------------------------------------------------------------------
+# --- the cable ------------------------------------------------------------------------------------
 
 
 def test_a_cable_pulled_is_an_alarm_and_a_gap_and_metering_goes_on(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_a_cable_pulled_is_an_alarm_and_a_gap_and_metering_goes_on(tmp_path: Pat
     house.verify_good()
 
 
-# --- the service manager -----------------------------------------------------------------------------
+# --- the service manager --------------------------------------------------------------------------
 
 STAND_IN = '''
 """Stands in for systemd.daemon: writes each notice down, and who sent it; can hang the sender."""
@@ -278,23 +280,25 @@ class Manager:
 def test_a_silent_board_is_an_alarm_and_no_reason_for_the_watchdog(tmp_path: Path) -> None:
     house = make_house(tmp_path, interval_s=900, polling_ms=POLLING_MS)
     manager = Manager(tmp_path / "manager")
-    with house.board(*BOARD, "--fault", "silence@900+9000"):
-        with house.run_scaled(SPEED, **manager.environ) as meter:
-            meter.hear("port_silent .*38400 baud")
-            silent_s = time.monotonic()
-            meter.hear("alarm=port")
-            assert house.ask().call("Status")["port"] == "silent"
-            meter.hear("port_speaks")
-            spoke_s = time.monotonic()
-            meter.hear("alarm_over alarm=port")
-            meter.hear("^sealed ")
-            assert meter.stop() == 0
+    with (
+        house.board(*BOARD, "--fault", "silence@900+9000"),
+        house.run_scaled(SPEED, environ=manager.environ) as meter,
+    ):
+        meter.hear("port_silent .*38400 baud")
+        silent_s = time.monotonic()
+        meter.hear("alarm=port")
+        assert house.ask().call("Status")["port"] == "silent"
+        meter.hear("port_speaks")
+        spoke_s = time.monotonic()
+        meter.hear("alarm_over alarm=port")
+        meter.hear("^sealed ")
+        assert meter.stop() == 0
     texts = [notice["text"] for notice in manager.notices]
     assert texts[0] == "READY=1"
     assert texts[-1] == "STOPPING=1"
     assert any(text.startswith("STATUS=block ") for text in texts)
     times_s = [ping["at_s"] for ping in manager.pings]
-    longest_s = max(later - earlier for earlier, later in zip(times_s, times_s[1:], strict=False))
+    longest_s = max(later - earlier for earlier, later in pairwise(times_s))
     assert longest_s < WATCHDOG_S
     assert sum(silent_s < at_s < spoke_s for at_s in times_s) >= (spoke_s - silent_s) // WATCHDOG_S
     assert any(block.flags & GAP for block in house.account.blocks)
@@ -310,7 +314,7 @@ def hangs(client: ControlClient) -> bool:
 def test_only_the_measuring_loop_pings_the_watchdog(tmp_path: Path) -> None:
     house = make_house(tmp_path, interval_s=900, polling_ms=POLLING_MS)
     manager = Manager(tmp_path / "manager")
-    with house.board(*BOARD), house.run_scaled(SPEED, **manager.environ) as meter:
+    with house.board(*BOARD), house.run_scaled(SPEED, environ=manager.environ) as meter:
         until(lambda: len(manager.pings) > 3, "some pings")
         client = house.ask()
         manager.hang_measuring()
@@ -332,13 +336,13 @@ def test_a_manager_that_waits_in_vain_is_told_why(tmp_path: Path) -> None:
     blind.mkdir(parents=True)
     (blind / "__init__.py").write_text("raise ImportError('not here')")
     environ = {"PYTHONPATH": str(blind.parent), "NOTIFY_SOCKET": "/nonexistent"}
-    with Cable(house.port), house.run(**environ) as meter:
+    with Cable(house.port), house.run(environ=environ) as meter:
         assert meter.end() == 69
     assert "python3-systemd" in meter.said
     assert "Traceback" not in meter.said
 
 
-# --- the control socket ------------------------------------------------------------------------------
+# --- the control socket ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -407,7 +411,7 @@ def test_samples_are_pruned_by_a_running_daemon_and_the_account_stays_good(runni
     assert client.call("Prune", before_s=midnight_s)["segments"] == 0
 
 
-# --- lean ----------------------------------------------------------------------------------------------
+# --- lean -----------------------------------------------------------------------------------------
 
 
 def test_the_daemon_is_lean(tmp_path: Path) -> None:

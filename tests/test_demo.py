@@ -40,7 +40,7 @@ class Demo(NamedTuple):
 
 
 def play(folder: Path, options: Sequence[str], interrupts: Sequence[tuple[int, bool]] = ()) -> Demo:
-    """Run a demo; send it signals, to all of its processes if so told, once it has sealed a block."""
+    """Run a demo; once it has sealed a block, send it signals, to all its processes if so told."""
     temporary = folder / "temporary"
     temporary.mkdir(parents=True)
     children: list[int] = []
@@ -112,7 +112,7 @@ def test_a_demo_for_people_shows_blocks_and_the_verdict(demos: dict[str, Demo]) 
     ]
     assert heights == sorted(set(heights))
     assert len(heights) > 3
-    assert f"for {SECONDS}" in demo.out or f"for {SECONDS + 1}" in demo.out
+    assert re.search(r"^played .*, 3000 times as fast, for \d+ s$", demo.out, re.MULTILINE)
     assert "verified every seal, sample and register: good" in demo.out
     assert demo.temporary == []
 

@@ -58,14 +58,17 @@ def segment_numbers(folder: Path) -> list[int]:
         StorageError: The folder cannot be read.
     """
     try:
-        names = {entry.name for entry in folder.iterdir()}
+        names = [entry.name for entry in folder.iterdir()]
     except OSError as error:
         raise StorageError(
             f"cannot read {folder}: {error.strerror}", hint="is this the folder of an account?"
         ) from error
-    stems = [name.removesuffix(SEGMENT_SUFFIX) for name in names]
-    numbers = [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
-    return sorted(number for number in numbers if segment_name(number) in names)
+    stems = {name: name.removesuffix(SEGMENT_SUFFIX) for name in names}
+    return sorted(
+        int(stem)
+        for name, stem in stems.items()
+        if stem.isdecimal() and stem.isascii() and segment_name(int(stem)) == name
+    )
 
 
 def read_file(path: Path) -> bytes:

@@ -148,7 +148,8 @@ def close_runs(
         walls = recovered.walls.get(run, ())
         if at is not None:
             at_ms, point = at
-            base = base._replace(at_ms=at_ms, point=point, wall=_wall_at(walls, at_ms))
+            wall = None if _ends_at_a_step(recovered, interval_s) else _wall_at(walls, at_ms)
+            base = base._replace(at_ms=at_ms, point=point, wall=wall)
         cutter = Cutter(interval_s=interval_s, quantities=terms.quantities, base=base)
         stored = [
             (segment.header, first_row, segment.rows - first_row) for segment, first_row in segments
@@ -203,6 +204,16 @@ def feed_rows(
 def _wall_at(walls: tuple[tuple[int, Wall], ...], at_ms: int) -> Wall | None:
     known = [wall for from_ms, wall in walls if from_ms <= at_ms] or [wall for _, wall in walls[:1]]
     return known[-1] if known else None
+
+
+def _ends_at_a_step(recovered: Recovered, interval_s: int) -> bool:
+    """Say whether the last block, of a run that went on, was closed by a step (or by a hole).
+
+    Such a one ends inside an interval, or covers what the step left out. The step is told there.
+    """
+    blocks = recovered.found.blocks[-1:]
+    jumped = any(not block.records and not block.clock.measured_ms for block in blocks)
+    return jumped or (recovered.found.chain.head.end_s or 0) % interval_s != 0
 
 
 def _end(cutter: Cutter) -> Iterator[Cut]:

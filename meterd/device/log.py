@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 
 from meterd.device.archive import segment_name
 from meterd.device.card import Operation
+from meterd.device.rows import ROWS_READ
 from meterd.ledger.segment import FrameHeader, Linker, SampleHeader, row_bytes
 from meterd.ledger.stored import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from hashlib import _Hash as HASH
     from pathlib import Path
 
     from meterd.ledger.event import Event
@@ -331,9 +333,7 @@ class Log:
             state = sha256()
             for part in self.open_rows:
                 count = min(records, part.rows)
-                if count:
-                    state.update(part.header.seed(part.first_row))
-                    state.update(read(part.header, part.first_row, count))
+                _update(state, part, count, read)
                 part.first_row += count
                 part.rows -= count
                 records -= count
@@ -351,6 +351,14 @@ class Log:
         """Bring the running fingerprint up to the open rows, all of which must be durable."""
         self._hash = sha256()
         for part in self.open_rows:
-            if part.rows:
-                self._hash.update(part.header.seed(part.first_row))
-                self._hash.update(read(part.header, part.first_row, part.rows))
+            _update(self._hash, part, part.rows, read)
+
+
+def _update(
+    state: HASH, part: OpenRows, count: int, read: Callable[[SampleHeader, int, int], bytes]
+) -> None:
+    """Let a fingerprint's state go over the first `count` open rows of a segment."""
+    if count:
+        state.update(part.header.seed(part.first_row))
+    for at in range(0, count, ROWS_READ):
+        state.update(read(part.header, part.first_row + at, min(ROWS_READ, count - at)))
