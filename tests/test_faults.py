@@ -349,8 +349,8 @@ def test_a_card_that_fills_loses_samples_first_and_sealed_history_never(tmp_path
             house.verify_good()
             ballast.unlink()
             with house.run_scaled(SPEED, EPOCH_MS + 2 * DAY_MS) as again:
-                again.hear("^sealed ")
-                again.hear("^sealed ")
+                for _ in range(5):  # what was open, the absence, and intervals of its own
+                    again.hear("^sealed ")
                 assert again.stop() == 0
         house.verify_good()
         assert_kept(house, blocks_told(meter) | blocks_told(again))
@@ -415,13 +415,13 @@ def test_lines_are_stamped_in_time_while_a_commit_stalls(tmp_path: Path) -> None
 def test_no_block_is_told_of_before_it_is_on_the_card(tmp_path: Path) -> None:
     house = make_fast_house(tmp_path)
     stall = strace(
-        *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=200ms"),
+        *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=100ms"),
         out=tmp_path / "trace",
     )
     with house.board(*BOARD), house.run_scaled(SPEED, wrap=stall) as meter:
         client = house.ask()
         height = 0
-        while height < 3:
+        while height < 2:
             height = client.call("Registers")["height"]
             assert height <= client.call("Status")["height"] <= len(house.account.blocks)
         assert meter.stop() == 0
@@ -655,7 +655,7 @@ def test_a_start_is_refused_with_one_message_and_the_account_left_as_it_is(
             (),
             (f"polling_ms = {POLLING_MS}", f"polling_ms = {2 * POLLING_MS}"),
             "cadence",
-            r"lines come every 1\d\.\d s, board.polling_ms says 30.0 s: set it",
+            r"lines come every \d+\.\d s, board.polling_ms says 30.0 s: set it",
             id="wrong polling setting",
         ),
         pytest.param(
