@@ -15,7 +15,17 @@ import pytest
 from meterd import board_lines
 from meterd.household import local_ms, read_recording, synthetic_household
 from tests.accounts import replay_lines
-from tests.daemon_kit import DAY_MS, EPOCH_MS, Cable, House, Stored, line, make_house, until
+from tests.daemon_kit import (
+    DAY_MS,
+    EPOCH_MS,
+    ROW_GAP,
+    Cable,
+    House,
+    Stored,
+    line,
+    make_house,
+    until,
+)
 from tests.reference import reckon
 
 if TYPE_CHECKING:
@@ -32,6 +42,7 @@ HOUR_MS = 3_600_000
 SPEED = 3000  # a line every 5 ms, a block every 0.3 s, a day in 29 s
 POLLING_MS = 15_000
 BOARD = ("--speed", str(SPEED), "--polling-ms", str(POLLING_MS), "--wait")
+UNPLUGGED_MS = 2_400_000
 RSS_KB_MAX = 28_000
 GAP = 1  # flag of a block
 
@@ -180,7 +191,7 @@ def test_a_run_goes_on_where_the_one_before_was_stopped(tmp_path: Path) -> None:
             assert again.stop() == 0
     after = house.account.intervals[len(before) :]
     partial, gap, *_ = after
-    assert partial.flags == ("partial",)
+    assert set(partial.flags) - {"gap"} == {"partial"}  # a busy machine makes holes of its own
     assert partial.start_s == before[-1].end_s
     assert gap.flags == ("gap",)
     assert gap.measured_ms == 0
@@ -194,7 +205,10 @@ def test_a_run_goes_on_where_the_one_before_was_stopped(tmp_path: Path) -> None:
 
 def test_a_cable_pulled_is_an_alarm_and_a_gap_and_metering_goes_on(tmp_path: Path) -> None:
     house = make_house(tmp_path, interval_s=900, polling_ms=POLLING_MS)
-    with house.board(*BOARD, "--fault", "unplug@1800+2400"), house.run_scaled(SPEED) as meter:
+    with (
+        house.board(*BOARD, "--fault", f"unplug@1800+{UNPLUGGED_MS // 1000}"),
+        house.run_scaled(SPEED) as meter,
+    ):
         meter.hear("port_lost .*check the cable")
         meter.hear("alarm=port")
         client = house.ask()
@@ -208,7 +222,11 @@ def test_a_cable_pulled_is_an_alarm_and_a_gap_and_metering_goes_on(tmp_path: Pat
         assert meter.stop() == 0
     stored = Stored(house.state)
     blocks = house.account.blocks
-    assert told["gaps"] == 1
+    rows = house.account.rows
+    hole_ms, after = max((late.at_ms - early.at_ms, late) for early, late in pairwise(rows))
+    assert hole_ms >= UNPLUGGED_MS - POLLING_MS
+    assert after.flags & ROW_GAP
+    assert told["gaps"] >= 1
     assert lost_uj > 0
     floors_uj = stored.boundary_uj * (len(blocks) + 1)
     assert blocks[-1].energy[0].last_uj <= stored.import_uj + floors_uj
@@ -218,7 +236,7 @@ def test_a_cable_pulled_is_an_alarm_and_a_gap_and_metering_goes_on(tmp_path: Pat
     missing_ms = sum(
         (block.end_s - block.start_s) * 1000 - block.clock.measured_ms for block in holed
     )
-    assert missing_ms >= 2_400_000 - 3 * POLLING_MS
+    assert missing_ms >= UNPLUGGED_MS - POLLING_MS
     kinds = house.account.kinds_of_events
     assert kinds.count("port_lost") == 1
     assert kinds.count("port_opened") == 2
@@ -364,7 +382,8 @@ def test_status_and_registers_tell_how_the_meter_is(running: House) -> None:
     assert status["port"] == "open"
     assert status["clock"] == "S"
     assert status["height"] >= 1
-    assert status["alarms"] == []
+    kinds = {alarm.partition(":")[0] for alarm in status["alarms"]}
+    assert kinds <= {"cadence"}, "no fault, unless a busy machine keeps the board waiting"
     assert status["open"]["records"] > 0
     assert registers["readings"]["accepted"] >= status["readings"]["accepted"] > 0
     assert set(registers["registers"]) == {"1-0:1.8.0", "1-0:2.8.0", "1-0:9.8.0"}
