@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tests.daemon_kit import House
 
-SPEED = 20  # so that a block is sealed every three seconds
+SPEED = 60  # so that a block is sealed every second
 POLLING_MS = 1000
 POWERS = 100_000  # of a tenth of a watt: within the fuse, and no line like the one before
 GROWTH_KB_MAX = 3000  # rows of one commit are in memory: some 10,000
