@@ -1,7 +1,7 @@
 """Whole accounts for tests: a capture put through the meter in this process, and what it left.
 
-`replay_lines` runs what `meterd replay` runs. `Bench` drives a bookkeeper reading by reading, where
-a capture cannot say what a test needs: a clock's status, a crash, a tick of silence.
+`replay_lines` runs what `meterd replay` runs. `rig.Rig` drives a bookkeeper reading by reading,
+where a capture cannot say what a test needs: a clock's status, a crash, a tick of silence.
 """
 
 from __future__ import annotations

@@ -530,12 +530,12 @@ class Account:
         """Open a stretch after an absence: one gap block to the last boundary passed."""
         passed_s = wall_ms // 1000 // self.interval_s * self.interval_s
         if self.end_s is None:
-            self.start_s = self.end_s = passed_s
-            if self.homeless:
-                self.house(wall_ms)
-            elif wall_ms > passed_s * 1000:
-                self.flags.add("partial")
-            return
+            self.end_s = passed_s
+            if not self.homeless:
+                self.start_s = passed_s
+                if wall_ms > passed_s * 1000:
+                    self.flags.add("partial")
+                return
         self.start_s = self.end_s
         if self.homeless:
             self.house(wall_ms)

@@ -15,6 +15,7 @@ is: recovery after a crash, synchronisation after boot and a long clock step are
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 from meterd.metering.energy import ROW_ESTIMATED, ROW_GAP, between, integrate, registers_uj
@@ -35,7 +36,7 @@ STEP_LONG_MS = 86_400_000  # a forward step above a day is more likely an error 
 STEP_STANDS_MS = 600_000  # ... until it has stood synchronised for ten minutes
 UNSYNCHRONISED_MS = 3_600_000  # after an hour without, wall time is used if it can be right
 WALL_MS_MIN = 946_684_800_000  # 2000-01-01: an earlier wall clock is one that nobody has set
-WALLS_MAX = 64  # changes of the clock kept apart within an interval; past it the last gives way
+WALLS_MAX = 64  # changes of the clock kept in mind; an interval with more has no order to keep
 BEHIND = "the clock is more than an interval behind the last block: nothing is cut"
 
 
@@ -316,17 +317,15 @@ class Cutter:
         boundary_s = wall_ms // 1000 // self._interval_s * self._interval_s
         pending = self._unplaced and self.records
         self._anchor_ms = wall.offset_ms
+        began = self._end_s is None
         if self._end_s is None:
             self._end_s = boundary_s
-            self._open_at(boundary_s)
-            self._unplaced = False
-            if pending:
-                self._close_unplaced(boundary_s, wall_ms, cuts)
-            elif wall_ms > boundary_s * 1000:
-                self.flags |= PARTIAL
-            return
         self._open_at(self._end_s)
         self._unplaced = False
+        if began and not pending:
+            if wall_ms > self.start_ms:
+                self.flags |= PARTIAL
+            return
         if pending:
             self._close_unplaced(boundary_s, wall_ms, cuts)
         elif boundary_s > self._end_s:
@@ -405,8 +404,8 @@ class Placement:
 
     Attributes:
         wall: What is in force; None until wall time could be used.
-        walls: What has been in force since the last cut, in order: (from which boot clock on,
-            wall); the first serves all rows before it too.
+        walls: What has been in force, in order: (from which boot clock on, wall), the first for
+            all rows before it too. No more than `WALLS_MAX`, the last.
         alarm: Why nothing is cut, or an empty text.
     """
 
@@ -415,13 +414,12 @@ class Placement:
         self._interval_ms = interval_s * 1000
         self._build_ms = build_ms
         self.wall: Wall | None = None
-        self.walls: list[tuple[int, Wall]] = []
+        self.walls: deque[tuple[int, Wall]] = deque(maxlen=WALLS_MAX)
         self.alarm = ""
         self._held: Wall | None = None
         self._held_from_ms = 0
         self._stands_from_ms: int | None = None
         self._rows = 0
-        self._end_s: int | None = None  # of the last block, when `walls` was looked at
         self._same: Decision | None = None  # the last answer, while nothing changes
 
     @property
@@ -450,10 +448,6 @@ class Placement:
             return self._first(boot_ms, Wall(offset_ms, status, error_ms), last_end_s)
         wall = Wall(offset_ms, "S" if status == "S" else "I", error_ms)
         ahead_ms = offset_ms - self.wall.offset_ms
-        if last_end_s != self._end_s:
-            if self._end_s is not None:  # else the account has only begun
-                del self.walls[:-1]
-            self._end_s = last_end_s
         if self._held is None:
             if ahead_ms > STEP_LONG_MS:
                 self._same = None
@@ -480,9 +474,8 @@ class Placement:
             return Decision(None)
         self.alarm = ""
         self.wall = wall
-        self._end_s = last_end_s
         again = ((0, wall._replace(status="I")),) if self._rows > 1 else ()
-        self.walls = [*again, (boot_ms, wall)]
+        self.walls.extend((*again, (boot_ms, wall)))
         return Decision(wall, again, self._event("clock_set", wall, boot_ms))
 
     def _follow(self, boot_ms: int, wall: Wall, ahead_ms: int, last_end_s: int | None) -> Decision:
@@ -492,7 +485,7 @@ class Placement:
         self.alarm = BEHIND if behind else ""
         stepped = abs(ahead_ms) > STEP_MS
         if stepped or wall.status != self.walls[-1][1].status:
-            self._note(boot_ms, wall)
+            self.walls.append((boot_ms, wall))
         if not stepped:
             decision = Decision(wall)
             self._same = None if behind else decision
@@ -500,12 +493,6 @@ class Placement:
         self.wall = wall
         self._same = None
         return Decision(wall, event=self._event("clock_stepped", wall, boot_ms, ahead_ms))
-
-    def _note(self, from_ms: int, wall: Wall) -> None:
-        """Keep in mind what is in force from now on, for rows that must be fed anew."""
-        if len(self.walls) >= WALLS_MAX:
-            self.walls.pop()
-        self.walls.append((from_ms, wall))
 
     def _held_on(self, boot_ms: int, wall: Wall, status: str, ahead_ms: int) -> Decision:
         assert self.wall is not None  # noqa: S101 - called where held
@@ -515,7 +502,7 @@ class Placement:
             self._held, self.alarm = None, ""
             if abs(ahead_ms) > STEP_MS:
                 self.wall = wall
-                self._note(boot_ms, wall)
+                self.walls.append((boot_ms, wall))
             event = self._event("clock_went_back", wall, boot_ms, ahead_ms)
             return Decision(wall, again, event)
         if abs(wall.offset_ms - self._held.offset_ms) > STEP_MS:
@@ -527,7 +514,7 @@ class Placement:
         elif self._stands_from_ms is None:
             self._stands_from_ms = boot_ms
         elif boot_ms - self._stands_from_ms >= STEP_STANDS_MS:
-            self._note(self._held_from_ms, self._held)
+            self.walls.append((self._held_from_ms, self._held))
             self._held, self.alarm = None, ""
             self.wall = wall
             event = self._event("clock_stepped", wall, boot_ms, ahead_ms)
