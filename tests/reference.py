@@ -262,7 +262,8 @@ def measure(line: dict[str, str], rules: Rules) -> tuple[tuple[int, ...], bool] 
         else:
             assert amperes is not None
             watts = rules.nominal_v * amperes * rules.power_factor
-        if abs(watts) > rules.limit_w:
+        logged = [amperes, volts, value.get("apparent")]
+        if abs(watts) > rules.limit_w or not all(fits(one) for one in logged if one is not None):
             return "range"
         milliwatts = 0 if abs(watts) < clamp.zero_below_w else half_away(watts * 1000)
         estimated = estimated or out
@@ -277,8 +278,15 @@ def measure(line: dict[str, str], rules: Rules) -> tuple[tuple[int, ...], bool] 
             apparent += value["apparent"]
         elif volts is not None and amperes is not None:
             apparent += volts * amperes
+    if not fits(apparent):
+        return "range"
     known = (half_away(apparent * 1000),) if apparent_known(rules) else ()
     return (net, *known, *circuits), estimated
+
+
+def fits(amount: Fraction) -> bool:
+    """Say whether a current, voltage or apparent power can be logged: 32 bits, in milli-units."""
+    return amount >= 0 and half_away(amount * 1000) < 2**32
 
 
 def fields_of(clamp: Clamp, line: dict[str, str], rules: Rules) -> dict[str, str]:
