@@ -160,6 +160,7 @@ class Bookkeeper:
             self.parameters = replace(self.parameters, sequence=before.sequence + 1)
         self._parameters_before = before
         self._terms = Terms(self.parameters, boot_id)
+        self._of = self._terms.of
         self._owed: dict[Register, int] = {}
         self._pack = row_struct(len(self.parameters.roles)).pack
         self.cutter = Cutter(interval_s=interval_s, quantities=self._terms.quantities)
@@ -174,6 +175,7 @@ class Bookkeeper:
         self._row_ms: int | None = None
         self._row_body = b""
         self._clock_status = ""
+        self._decision: Decision | None = None  # the last, where it asked for nothing
         self._dropped: dict[str, int] = {}
         self._day: int | None = None
         self.alarmed: Callable[..., None] = _nobody
@@ -224,6 +226,10 @@ class Bookkeeper:
             at_ms, stamp.wall_ms, stamp.status, stamp.error_ms, self.cutter.end_s
         )
         wall = decision.wall
+        if decision is self._decision:  # nearly every row: nothing has changed
+            self._count(reading, flags, wall)
+            return
+        self._decision = decision if not decision.event and not decision.again else None
         if decision.event:
             kind, details = decision.event
             if decision.again and kind != "clock_went_back":
@@ -280,22 +286,16 @@ class Bookkeeper:
             bridged: False where its cutter does not know the row before, and counts no energy
                 from there to here.
         """
-        point = quantities(reading.powers_mw, reading.apparent_mva, self._terms.of)
-        cuts: list[Cut] = []
+        point = quantities(reading.powers_mw, reading.apparent_mva, self._of)
         fed = flags if bridged else flags | ROW_GAP
-        if wall is None:
-            self.cutter.hold(reading.at_ms, point, fed)
-        else:
-            cuts = self.cutter.feed(reading.at_ms, point, fed, wall)
         if flags & ROW_GAP and self._row_ms is not None:
             self.gaps += 1
             self._sealer.count("gaps", 1)
-        if wall is not None:
-            if cuts:
-                self._cut(cuts, reading, flags, wall, bridged=bridged)
-                return
-            if self.log.samples_full:  # not of held rows, which will be cut: their sums may change
-                self.log.finish_samples()
+        if wall is None:
+            self.cutter.hold(reading.at_ms, point, fed)
+        elif cuts := self.cutter.feed(reading.at_ms, point, fed, wall):
+            self._cut(cuts, reading, flags, wall, bridged=bridged)
+            return
         self._log_row(reading, flags)
 
     def _cut(
@@ -359,8 +359,12 @@ class Bookkeeper:
             base_ms, elapsed_ms, self._row_body = at_ms, 0, b""
             self.log.finish_samples()
             self.sieve.cadence = Cadence(self._polling_ms)
-        clamps = chain.from_iterable(zip(reading.powers_mw, reading.currents_ma, strict=True))
-        body = self._pack(elapsed_ms, flags, 0, reading.apparent_mva, reading.voltage_mv, *clamps)
+        _, powers_mw, currents_ma, voltage_mv, apparent_mva, _, _ = reading
+        if len(powers_mw) == 1:
+            clamps = powers_mw + currents_ma
+        else:
+            clamps = tuple(chain.from_iterable(zip(powers_mw, currents_ma, strict=True)))
+        body = self._pack(elapsed_ms, flags, 0, apparent_mva, voltage_mv, *clamps)
         if not taken:
             if self._losing or not self.storing:
                 self._losing = True
@@ -418,6 +422,9 @@ class Bookkeeper:
 
     def commit(self) -> list[Operation]:
         """Return what makes all so far durable."""
+        placed = self.placement.wall is not None and not self.placement.held
+        if placed and self.log.samples_full:  # held rows will be cut, and their sums may change
+            self.log.finish_samples()
         return self._sealer.commit()
 
     @property

@@ -518,16 +518,22 @@ def test_rows_are_fed_again_from_several_segments(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long step is held over rows that lie in segments of before and after."""
-    monkeypatch.setattr(log_module, "SAMPLES_BYTES_MAX", 500)
+    monkeypatch.setattr(log_module, "SAMPLES_BYTES_MAX", 400)
     rig.start(MIDNIGHT_S - 150)
     rig.rows(8)
-    rig.wait(0, step_ms=-2 * DAY_S * 1000)  # nothing is cut from here on
-    rig.rows(20)
-    rig.wait(0, step_ms=4 * DAY_S * 1000)
-    rig.rows(20)
-    rig.wait(0, step_ms=-2 * DAY_S * 1000)  # it goes back: all of it is fed again
-    rig.rows(40)
     rig.commit()
+    rig.wait(0, step_ms=-2 * DAY_S * 1000)  # nothing is cut from here on
+    for _ in range(2):
+        rig.rows(10)
+        rig.commit()
+    rig.wait(0, step_ms=4 * DAY_S * 1000)
+    for _ in range(2):
+        rig.rows(10)
+        rig.commit()
+    rig.wait(0, step_ms=-2 * DAY_S * 1000)  # it goes back: all of it is fed again
+    for _ in range(4):
+        rig.rows(10)
+        rig.commit()
     assert len(headers(rig)) > 3
     rig.assert_good()
 
@@ -537,7 +543,9 @@ def test_a_fast_board_does_not_make_long_segments(
 ) -> None:
     monkeypatch.setattr(log_module, "SAMPLES_BYTES_MAX", 400)
     rig.start(MIDNIGHT_S - 150)
-    rig.rows(60, 997)
+    for _ in range(6):
+        rig.rows(10, 997)
+        rig.commit()
     rig.stop()
     sizes = [path.stat().st_size for path in (rig.state / "samples").iterdir()]
     assert len(sizes) > 3

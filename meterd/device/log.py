@@ -38,7 +38,15 @@ SAMPLES_BYTES_MAX = (
 
 
 class Stream:
-    """One stream being appended to; its next segment is created with its first records."""
+    """One stream being appended to; its next segment is created with its first records.
+
+    Attributes:
+        folder: Where its segments are.
+        number: Of the segment being written, or of the last.
+        path: That segment.
+        digest: Its digest at the last record; after `settle` only.
+        counted_bytes: Its length with all that was appended.
+    """
 
     def __init__(self, folder: Path, end: End) -> None:
         """Go on behind `end`, in a segment of our own."""
@@ -46,6 +54,7 @@ class Stream:
         self.number = end.number
         self.digest = end.digest
         self.counted_bytes = end.counted_bytes
+        self.path = folder / segment_name(end.number)
         self._linker: Linker | None = None
         self._pending: list[bytes] = []
         self._created = False
@@ -56,16 +65,12 @@ class Stream:
         """Whether a segment of this run is being written."""
         return self._linker is not None
 
-    @property
-    def path(self) -> Path:
-        """The segment being written."""
-        return self.folder / segment_name(self.number)
-
     def begin(self, header: FrameHeader | SampleHeader) -> None:
         """Begin the segment that `header` describes; the one before is finished."""
         self._flush_old()
         self._linker = Linker(header.encode())
         self.number = header.number
+        self.path = self.folder / segment_name(header.number)
         stored = header.stored()
         self._created = False
         self._pending = [stored]
@@ -98,10 +103,10 @@ class Stream:
                 Operation("sync_folder", self.folder),
             ]
 
-    def add_row(self, body: bytes) -> bytes:
-        """Append a row; returns it as it will be stored."""
+    def add_rows(self, bodies: list[bytes]) -> bytes:
+        """Append rows; returns them as they will be stored."""
         assert self._linker is not None  # noqa: S101 - `begin` comes first
-        stored = self._linker.add(body)
+        stored = self._linker.rows(bodies)
         self._pending.append(stored)
         self.counted_bytes += len(stored)
         return stored
@@ -116,6 +121,8 @@ class Stream:
     def take_operations(self) -> list[Operation]:
         """Return what must be done so that all appended so far is durable."""
         self._write()
+        if not self._operations:
+            return []
         operations, self._operations = self._operations, []
         return operations
 
@@ -145,6 +152,7 @@ class Log:
 
     Attributes:
         events: Number of events appended so far.
+        samples_open: Whether a segment of samples is being written.
         open_rows: Rows that no block takes yet, by segment, oldest first.
     """
 
@@ -178,8 +186,9 @@ class Log:
         self._streams = {name: Stream(state / name, end) for name, end in ends.items()}
         self._samples = self._streams["samples"]
         self.events = events
+        self.samples_open = False
         self.open_rows = open_rows
-        self._row_bytes = 0
+        self._bodies: list[bytes] = []  # rows that are not linked yet
         self._hash = None if any(part.rows for part in open_rows) else sha256()
 
     def stream(self, name: str) -> Stream:
@@ -213,6 +222,7 @@ class Log:
         clamps: int,
     ) -> None:
         """Begin a segment of samples; the arguments are `SampleHeader`'s."""
+        self._link()
         stream = self._samples
         stream.settle()
         number = stream.number + 1
@@ -233,28 +243,33 @@ class Log:
             secret=self._draw_secret("samples", number),
         )
         stream.begin(header)
+        self.samples_open = True
         self.open_rows = [part for part in self.open_rows if part.rows]
         self.open_rows.append(OpenRows(header, 0, 0))
 
     @property
-    def samples_open(self) -> bool:
-        """Whether a segment of samples is being written."""
-        return self._samples.open
-
-    @property
     def samples_full(self) -> bool:
         """Whether the segment of samples has become too long to go on with."""
+        self._link()
         return self._samples.counted_bytes >= SAMPLES_BYTES_MAX
 
     def add_row(self, body: bytes) -> None:
         """Append one sample, a row without its link."""
-        stored = self._samples.add_row(body)
+        self._bodies.append(body)
+        self.open_rows[-1].rows += 1
+
+    def _link(self) -> None:
+        """Link the rows that have come since the last time: many at once costs a third."""
+        bodies = self._bodies
+        if not bodies:
+            return
+        self._bodies = []
+        stored = self._samples.add_rows(bodies)
         part, state = self.open_rows[-1], self._hash
         if state is not None:
-            if part.rows == 0:
+            if part.rows == len(bodies):
                 state.update(part.header.seed(part.first_row))
             state.update(stored)
-        part.rows += 1
 
     def add_event(self, event: Event) -> None:
         """Append one event."""
@@ -279,6 +294,7 @@ class Log:
 
     def end(self, name: str) -> End:
         """Return where a stream ends now."""
+        self._link()
         stream = self._streams[name]
         stream.settle()
         return End(stream.number, stream.digest, stream.counted_bytes)
@@ -289,6 +305,8 @@ class Log:
 
     def finish_samples(self) -> End:
         """Let the next row begin a new segment; return where this one ends."""
+        self._link()
+        self.samples_open = False
         return self._samples.finish()
 
     def take_operations(self) -> list[Operation]:
@@ -297,10 +315,12 @@ class Log:
         In this order, a row is never durable without the event that places its run, and a block
         never without what it vouches for.
         """
+        self._link()
+        streams = self._streams
         return [
-            operation
-            for name in ("events", "samples", "blocks")
-            for operation in self._streams[name].take_operations()
+            *streams["events"].take_operations(),
+            *self._samples.take_operations(),
+            *streams["blocks"].take_operations(),
         ]
 
     @property
@@ -324,6 +344,7 @@ class Log:
         Raises:
             ValueError: Fewer are open.
         """
+        self._link()
         left = self.open_records - records
         if left < 0:
             raise ValueError(f"expected {records} open rows, found {self.open_records}")
@@ -349,6 +370,7 @@ class Log:
 
     def reread(self, read: Callable[[SampleHeader, int, int], bytes]) -> None:
         """Bring the running fingerprint up to the open rows, all of which must be durable."""
+        self._link()
         self._hash = sha256()
         for part in self.open_rows:
             _update(self._hash, part, part.rows, read)

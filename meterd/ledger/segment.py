@@ -31,7 +31,7 @@ from meterd.ledger.account import shaped
 from meterd.ledger.encoding import decode_first, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 STREAMS = ("samples", "events", "blocks")
 HEADER_BYTES_MAX = 2048  # about 250 bytes, and 9 for each register
@@ -249,6 +249,19 @@ class Linker:
         link = full[:LINK_BYTES]
         state.update(link)
         return body + link
+
+    def rows(self, bodies: Iterable[bytes]) -> bytes:
+        """Return `bodies`, each with its link behind it, as they are stored."""
+        state, full, link = self._state, self.digest, b""
+        stored: list[bytes] = []
+        for body in bodies:
+            state.update(link + body)
+            full = state.copy().digest()
+            link = full[:LINK_BYTES]
+            stored += (body, link)
+        state.update(link)
+        self.digest = full
+        return b"".join(stored)
 
     def frame(self, body: bytes) -> bytes:
         """Return `body` as a linked frame.

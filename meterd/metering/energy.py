@@ -131,8 +131,11 @@ def integrate(sums: list[int], p0: Sequence[int], p1: Sequence[int], elapsed_ms:
         sums[0] += net
     else:
         sums[1] -= net
-    for index in range(1, len(p0)):
-        sums[index + 1] += (p0[index] + p1[index]) * elapsed_ms
+    count = len(p0)
+    if count > 1:
+        sums[2] += (p0[1] + p1[1]) * elapsed_ms
+        for index in range(2, count):
+            sums[index + 1] += (p0[index] + p1[index]) * elapsed_ms
 
 
 def between(p0: Sequence[int], p1: Sequence[int], part_ms: int, whole_ms: int) -> tuple[int, ...]:

@@ -121,6 +121,7 @@ class Cutter:
         flags: Flags of the open stretch.
         records: Rows in the open stretch.
         start_s: Start of the open stretch; None where none is open in this run.
+        end_s: End of the last cut, Unix seconds; None before an account's first.
     """
 
     def __init__(self, *, interval_s: int, quantities: int, base: Base | None = None) -> None:
@@ -134,7 +135,7 @@ class Cutter:
     def restore(self, base: Base) -> None:
         """Go back to `base`, as if nothing had been fed since."""
         self.base = base
-        self._end_s = base.end_s
+        self.end_s = base.end_s
         self.sums[:] = base.sums
         self._at_ms = base.at_ms
         self._point = base.point
@@ -156,11 +157,7 @@ class Cutter:
         self.flags = 0
         self._status = "S"
         self._error_ms = 0
-
-    @property
-    def end_s(self) -> int | None:
-        """End of the last cut, Unix seconds."""
-        return self._end_s
+        self._plain: Wall | None = None  # nothing is new behind a row under the same wall
 
     def hold(self, at_ms: int, point: tuple[int, ...], flags: int) -> None:
         """Count a row's energy while wall time cannot be used; nothing is cut."""
@@ -172,6 +169,7 @@ class Cutter:
             self.flags |= ESTIMATED
         self._unplaced = True
         self._at_ms, self._point = at_ms, point
+        self._plain = None
         self.records += 1
 
     def feed(self, at_ms: int, point: tuple[int, ...], flags: int, wall: Wall) -> list[Cut]:
@@ -183,9 +181,17 @@ class Cutter:
             flags: Its row flags.
             wall: Where the boot clock lies in wall time at this row.
         """
-        cuts: list[Cut] = []
         self.row_sums = tuple(self.sums)
         wall_ms = at_ms + wall.offset_ms
+        if wall is self._plain and not flags and wall_ms < self._next_ms:  # nearly every row
+            assert self._at_ms is not None  # noqa: S101 - a row has come before
+            elapsed_ms = at_ms - self._at_ms
+            integrate(self.sums, self._point, point, elapsed_ms)
+            self.measured_ms += elapsed_ms
+            self._at_ms, self._point = at_ms, point
+            self.records += 1
+            return []
+        cuts: list[Cut] = []
         bridged = not flags & ROW_GAP and self._at_ms is not None
         resumed = self.start_s is None
         if resumed:
@@ -217,6 +223,7 @@ class Cutter:
             self.flags |= ESTIMATED
         if wall.status != self._status or wall.error_ms > self._error_ms:
             self._worsen(wall)
+        self._plain = wall
         if wall_ms == self._next_ms:
             cuts.append(self._close(self._next_s, at_ms)._replace(takes_row=True))
         return cuts
@@ -247,7 +254,7 @@ class Cutter:
             cuts.append(self._close(min(end_s, self._next_s), self._at_ms))
         self._at_ms = None
         self._open_at(None)
-        self._wall = None
+        self._wall = self._plain = None
         pending = (self.records, self.measured_ms, tuple(self.sums)) if self.records else None
         flags = self.flags if pending else 0
         self.base = self.base._replace(at_ms=None, flags=flags, pending=pending, wall=None)
@@ -287,7 +294,7 @@ class Cutter:
             records=self.records,
             takes_row=False,
         )
-        self._end_s = end_s
+        self.end_s = end_s
         self._open_at(end_s)
         self._clear()
         if self._wall is not None:
@@ -317,10 +324,10 @@ class Cutter:
         boundary_s = wall_ms // 1000 // self._interval_s * self._interval_s
         pending = self._unplaced and self.records
         self._anchor_ms = wall.offset_ms
-        began = self._end_s is None
-        if self._end_s is None:
-            self._end_s = boundary_s
-        self._open_at(self._end_s)
+        began = self.end_s is None
+        if self.end_s is None:
+            self.end_s = boundary_s
+        self._open_at(self.end_s)
         self._unplaced = False
         if began and not pending:
             if wall_ms > self.start_ms:
@@ -328,7 +335,7 @@ class Cutter:
             return
         if pending:
             self._close_unplaced(boundary_s, wall_ms, cuts)
-        elif boundary_s > self._end_s:
+        elif boundary_s > self.end_s:
             self.flags = self.flags & STEPPED | GAP
             self._worsen(wall)
             cuts.append(self._close(boundary_s, 0))
