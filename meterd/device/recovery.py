@@ -8,7 +8,7 @@ the whole account is verified. What a checkpoint knows to be sealed must still b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,7 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
         raise EncodingError("not a checkpoint")
     if value[1:4] != (chain.genesis, chain.meter, chain.incarnation):
         raise EncodingError("the checkpoint is another account's")
-    head = replace(
-        chain.head,
+    head = chain.head._replace(
         height=value[4],
         block_hash=value[5],
         end_s=value[6][0] if value[6] else None,
@@ -118,7 +117,7 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
         events=value[10],
     )
     start = Start(
-        chain=replace(chain, head=head),
+        chain=chain._replace(head=head),
         ends={name: End(*end) for name, end in zip(STREAMS, value[11], strict=True)},
         events=value[12],
         parameters=value[13],

@@ -36,7 +36,7 @@ class Rows:
         at_ms, size, behind = header.base_ms, header.row_bytes, first_row + rows
         for at in range(0, first_row, ROWS_READ):
             before = self.stored(header, at, min(ROWS_READ, first_row - at))
-            at_ms += sum(Columns(before, size).elapsed_ms)
+            at_ms += sum(Columns.of(before, size).elapsed_ms)
         for at in range(first_row, behind, ROWS_READ):
             for row in read_rows(self.stored(header, at, min(ROWS_READ, behind - at)), size, at_ms):
                 at_ms = row.at_ms

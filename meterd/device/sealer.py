@@ -8,7 +8,6 @@ before the operations that `commit` gives have been performed.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meterd.device.recovery import Checkpoint, checkpoint_operation, tail_details
@@ -142,7 +141,7 @@ class Sealer:
                 hint="keep the account as it is and report this: it is an error in meterd",
             ) from error
         log.add_block(seal(payload, self._key, chain.genesis))
-        self.chain = replace(chain, head=head)
+        self.chain = chain._replace(head=head)
         self._sealed.append((head.height, head.block_hash))
 
     def _energy(self, cut: Cut, terms: Terms, owed: Mapping[Register, int]) -> tuple[Energy, ...]:

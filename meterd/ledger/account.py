@@ -150,9 +150,7 @@ def standalone(
 
 def shaped(value: Any, *kinds: type | tuple[type, ...]) -> bool:  # noqa: ANN401 - any decoded value
     """Say whether `value` is an array of exactly these kinds."""
-    return (
-        isinstance(value, tuple) and len(value) == len(kinds) and all(map(isinstance, value, kinds))
-    )
+    return type(value) is tuple and len(value) == len(kinds) and all(map(isinstance, value, kinds))
 
 
 def decode_genesis(data: bytes) -> Genesis:

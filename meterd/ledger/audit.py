@@ -11,6 +11,7 @@ registers are the sum of the rows, is recomputed.
 
 from __future__ import annotations
 
+import sys
 from hashlib import sha256
 from operator import add, mul
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,8 +32,17 @@ from meterd.metering.energy import (
 )
 from meterd.metering.interval import ESTIMATED, LOST
 
+if sys.version_info >= (3, 12):  # pragma: no cover
+    from math import sumprod
+else:  # pragma: no cover
+
+    def sumprod(left: Iterable[int], right: Iterable[int]) -> int:
+        """Return the sum of products of `left` and `right`, of equal length."""
+        return sum(map(mul, left, right))
+
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterd.ledger.account import Parameters
     from meterd.ledger.block import Block
@@ -141,7 +151,7 @@ def _misfit(task: SampleTask) -> str:
     return ""
 
 
-def fingerprint_of(parts: Sequence[tuple[SampleHeader, int, bytes]]) -> bytes:
+def fingerprint_of(parts: Sequence[tuple[SampleHeader, int, bytes | memoryview]]) -> bytes:
     """Return the fingerprint over parts: (header, number of the first row, rows as stored)."""
     state = sha256()
     for header, first_row, rows in parts:
@@ -197,6 +207,7 @@ class _Audit:
         self._codes = [obis for obis, _ in parameters.registers]
         self._of = mapping(parameters.roles, apparent=APPARENT in self._codes)
         self._size = header.row_bytes
+        self._table = Columns.of(data[task.begin : self._offset(task.rows)], self._size)
         self._sums = list(header.sums)
         self._row_sums = list(header.sums)
         self._at_ms = self._point_ms = header.base_ms
@@ -215,7 +226,7 @@ class _Audit:
     def _window(self) -> list[int]:
         if not self._task.tail:
             return []
-        elapsed = Columns(self._task.tail, self._size).elapsed_ms[1:]
+        elapsed = Columns.of(self._task.tail, self._size).elapsed_ms[1:]
         return [ms for ms in elapsed if ms][-CADENCE_WINDOW:]
 
     def run(self) -> SampleResult:
@@ -244,11 +255,12 @@ class _Audit:
 
     def _check_fingerprints(self) -> BadRows | None:
         """Find the first block whose rows are not what it sealed; later ones are not looked at."""
+        data = memoryview(self._data)
         for stretch in self._task.stretches:
             begin = self._offset(stretch.first_row)
             end = self._offset(stretch.first_row + stretch.rows)
             if stretch.begins and stretch.ends:
-                rows = self._data[begin:end]
+                rows = data[begin:end]
                 parts = [(self._task.header, stretch.first_row, rows)] if stretch.rows else []
                 if fingerprint_of(parts) != stretch.block.fingerprint:
                     self._unlike = stretch
@@ -271,7 +283,7 @@ class _Audit:
     def _stretch(self, stretch: Stretch) -> BadRows | None:
         block = stretch.block
         behind = stretch.first_row + stretch.rows
-        begin, end = self._offset(stretch.first_row), self._offset(behind)
+        begin = self._offset(stretch.first_row)
         if block.flags & LOST or not self._exact:
             self._exact = False
             return None
@@ -281,7 +293,7 @@ class _Audit:
         self._part_ms = 0
         bad = self._compare(block, begin, first=True) if stretch.begins else None
         if not bad and stretch.rows:
-            bad = self._integrate_rows(block, self._data[begin:end], begin)
+            bad = self._integrate_rows(stretch, begin)
         if not bad and stretch.ends:
             between_rows = block.clock.boot_ms > self._point_ms
             if between_rows:
@@ -326,9 +338,9 @@ class _Audit:
                 )
         return None
 
-    def _integrate_rows(self, block: Block, rows: bytes, offset: int) -> BadRows | None:
+    def _integrate_rows(self, stretch: Stretch, offset: int) -> BadRows | None:
         """Integrate the rows of one block, whole columns at a time."""
-        table = Columns(rows, self._size)
+        block, table = stretch.block, self._table.part(stretch.first_row, stretch.rows)
         flags = table.flags if table.flagged else ()
         if any(flag & ROW_ESTIMATED for flag in flags):
             self._estimated.add(block.height)
@@ -355,34 +367,43 @@ class _Audit:
         if of.apparent:
             series.append(table.apparent_mva)
         series += [[max(0, power) for power in powers_mw[index]] for index in of.circuits]
-        at_ms = self._at_ms + sum(elapsed)
-        weights = elapsed.copy()
-        weights[0] += self._at_ms - self._point_ms
-        for index, flag in enumerate(flags):
-            if flag & ROW_GAP:
-                weights[index] = 0
+        whole_ms = sum(elapsed)
+        weights = elapsed
+        if self._at_ms != self._point_ms or flags:
+            weights = elapsed.copy()
+            weights[0] += self._at_ms - self._point_ms
+            for index, flag in enumerate(flags):
+                if flag & ROW_GAP:
+                    weights[index] = 0
+        before = self._point[0]
+        sign = table.sign(of.mains)
+        if sign * before < 0:
+            sign = 0
         for index, values in enumerate(series):
-            points = [self._point[index], *values]
-            doubled = map(add, points, values)
+            doubled = map(add, [self._point[index], *values], values)
             if index:
-                self._sums[index + 1] += sum(map(mul, doubled, weights))
-            elif min(points) >= 0:
-                self._sums[0] += sum(map(mul, doubled, weights))
+                self._sums[index + 1] += sumprod(doubled, weights)
+            elif sign:
+                self._sums[sign < 0] += sign * sumprod(doubled, weights)
             else:
                 for half in map(mul, doubled, weights):
                     self._sums[0 if half >= 0 else 1] += abs(half)
-        self._part_ms += sum(weights)
-        self._at_ms = self._point_ms = at_ms
+        self._part_ms += whole_ms if weights is elapsed else sum(weights)
+        self._at_ms = self._point_ms = self._at_ms + whole_ms
         self._early = self._point = tuple(values[-1] for values in series)
         return list(self._sums)
 
     def _check_gaps(self, elapsed: list[int], flags: Sequence[int]) -> int | None:
         """Return the index of the first row whose gap flag breaks the rule, or None."""
         recent = self._recent
-        beats = elapsed if min(elapsed) else [ms for ms in elapsed if ms]
+        least_ms = min(elapsed)
+        beats = elapsed
+        if not least_ms:
+            beats = [ms for ms in elapsed if ms]
+            least_ms = min(beats, default=0)
         self._recent = [*recent, *beats[-CADENCE_WINDOW:]][-CADENCE_WINDOW:]
         plain = len(recent) == CADENCE_WINDOW and not flags
-        if plain and max(elapsed) <= 3 * min(*recent, min(beats, default=recent[0])):
+        if plain and max(elapsed) <= 3 * min(*recent, least_ms or recent[0]):
             return None  # no difference can be three times a median of these
         flags = flags or (0,) * len(elapsed)
         polling_ms = int(dict(self._task.parameters.settings)["board.polling_ms"])

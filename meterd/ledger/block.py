@@ -13,7 +13,6 @@ True
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from meterd.errors import EncodingError
@@ -64,9 +63,8 @@ class Clock(NamedTuple):
     measured_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A closed interval, before its seal.
+class Block(NamedTuple):
+    """A closed interval, before its seal. A tuple for speed: an audit handles a year of them.
 
     Attributes:
         genesis: Hash of the network's genesis.

@@ -13,7 +13,6 @@ physics: a block that passes was sealed by this meter, here, in this order, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,8 +31,7 @@ FLAGS_MAX = 63
 MEASURED_SLACK_MS = 2 * STEP_MS + 1000  # a boundary moves by a step too small to note, twice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(NamedTuple):
     """The last block of a chain, as far as the next one depends on it.
 
     Attributes:
@@ -55,8 +53,7 @@ class Head:
     events: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class Chain(NamedTuple):
     """A chain as far as it has been verified: its network's terms, its sealer and its head."""
 
     genesis: bytes
@@ -99,7 +96,7 @@ def verify_sealed(message: bytes, chain: Chain) -> tuple[Block, Chain]:
         BlockRejectedError: It is misspelt, not sealed by this meter, or does not follow.
     """
     block, payload = open_block(message, chain)
-    return block, replace(chain, head=verify_block(block, payload, chain))
+    return block, chain._replace(head=verify_block(block, payload, chain))
 
 
 def open_block(message: bytes, chain: Chain) -> tuple[Block, bytes]:

@@ -26,7 +26,7 @@ from nacl.exceptions import BadSignatureError
 from meterd.errors import BlockRejectedError, EncodingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from nacl.signing import SigningKey, VerifyKey
 
@@ -47,19 +47,25 @@ _SIGNATURE_HEAD = b"\x58\x40"
 _SIGNED_HEAD = b"\x84\x6aSignature1" + _PROTECTED_HEAD  # RFC 9052 section 4.4
 
 
-def _check(value: object, depth: int) -> None:
-    kind = type(value)
-    if kind is int:
-        if not 0 <= value <= UINT_MAX:  # type: ignore[operator]
-            raise EncodingError(f"expected an unsigned integer below 2^64, got {value}")
-    elif kind is tuple or kind is list:
-        if depth == 0:
-            raise EncodingError(f"arrays nest deeper than {DEPTH_MAX}")
-        for item in value:  # type: ignore[attr-defined]
-            if type(item) is not bytes and type(item) is not str:
-                _check(item, depth - 1)
-    elif kind is not bytes and kind is not str:
-        raise EncodingError(f"expected integers, bytes, text and arrays, got {kind.__name__}")
+def _check(values: Iterable[object], depth: int = DEPTH_MAX + 1) -> None:
+    """Refuse what the profile has no room for; it is met with every byte that comes from outside.
+
+    Raises:
+        EncodingError: The message says what.
+    """
+    if depth == 0:
+        raise EncodingError(f"arrays nest deeper than {DEPTH_MAX}")
+    for item in values:
+        kind = type(item)
+        if kind is bytes or kind is str:
+            continue
+        if kind is int:
+            if not 0 <= item <= UINT_MAX:  # type: ignore[operator]
+                raise EncodingError(f"expected an unsigned integer below 2^64, got {item}")
+        elif kind is tuple or kind is list:
+            _check(item, depth - 1)  # type: ignore[arg-type]
+        else:
+            raise EncodingError(f"expected integers, bytes, text and arrays, got {kind.__name__}")
 
 
 def encode(value: Value) -> bytes:
@@ -68,7 +74,7 @@ def encode(value: Value) -> bytes:
     Raises:
         EncodingError: It holds something that the profile has no room for.
     """
-    _check(value, DEPTH_MAX)
+    _check((value,))
     return cbor2.dumps(value)
 
 
@@ -82,7 +88,7 @@ def decode(data: bytes, *, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:  # noqa: 
     if len(data) > bytes_max:
         raise EncodingError(f"expected at most {bytes_max} bytes, got {len(data)}")
     value = _loads(data)
-    _check(value, DEPTH_MAX)
+    _check((value,))
     if cbor2.dumps(value) != data:
         raise EncodingError("not the shortest spelling of its value")
     return value
@@ -95,7 +101,7 @@ def decode_first(data: bytes) -> tuple[Any, int]:
         EncodingError: As for `decode`; what follows the value is not looked at.
     """
     value = _loads(data)
-    _check(value, DEPTH_MAX)
+    _check((value,))
     spelt = cbor2.dumps(value)
     if not data.startswith(spelt):
         raise EncodingError("not the shortest spelling of its value")

@@ -19,7 +19,7 @@ its last records were cut off whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -198,8 +198,7 @@ def _assumed(chain: Chain, message: bytes) -> Chain:
         block = decode_block(payload)
     except EncodingError:
         return chain
-    head = replace(
-        chain.head,
+    head = chain.head._replace(
         height=block.height,
         block_hash=digest(payload),
         end_s=block.end_s,
@@ -208,7 +207,7 @@ def _assumed(chain: Chain, message: bytes) -> Chain:
         order=block.order,
         events=block.events,
     )
-    return replace(chain, head=head)
+    return chain._replace(head=head)
 
 
 def _take_events(found: Findings, stream: FrameStream, before: int) -> Place | None:

@@ -42,6 +42,8 @@ LENGTH_BYTES = 4
 FRAME_BYTES_MAX = 16_384  # the longest event is a parameter record, about 2 kB
 ROW_FIXED = Struct("<IHHII")  # elapsed ms, flags, 0, apparent mVA, voltage mV
 ROW_CLAMP = Struct("<iI")  # power mW, current mA
+_POWER_TOP = 3  # of a clamp's bytes, the one that has its power's sign
+_NOT_NEGATIVE = bytes(range(128))  # ... and what it is then
 ELAPSED_MS_MAX = 2**32 - 1
 SEED_TAG = b"meterd/interval/v1"
 
@@ -392,53 +394,82 @@ def read_rows(rows: bytes, size: int, base_ms: int) -> Iterator[Row]:
         yield row
 
 
-class Columns:
-    """The rows of a stretch, by column: an audit works at C speed on whole columns.
+class Columns(NamedTuple):
+    """Rows by column: an audit works at C speed on whole columns, each taken out when asked for.
 
-    A column is taken out of the rows when it is asked for.
+    Attributes:
+        rows: Whole rows as stored (little-endian).
+        size: Bytes of a row.
+        unsigned: The same as 32-bit words of this machine.
+        signed: The same, signed.
+        begin: Byte of the first row to look at.
+        end: Byte behind the last.
     """
 
-    __slots__ = ("_clamps", "_first", "_rows", "_signed", "_size", "_unsigned", "_words")
+    rows: bytes
+    size: int
+    unsigned: memoryview
+    signed: memoryview
+    begin: int
+    end: int
 
-    def __init__(self, rows: bytes, size: int) -> None:
-        """Look at `rows`, whole rows of `size` bytes as stored (little-endian)."""
+    @classmethod
+    def of(cls, rows: bytes, size: int) -> Columns:
+        """Look at all of `rows`."""
+        words = rows
         if sys.byteorder == "big":
-            words = array("I", rows)
-            words.byteswap()
-            rows = words.tobytes()
-        self._rows, self._size, self._words = rows, size, size // 4
-        self._unsigned, self._signed = memoryview(rows).cast("I"), memoryview(rows).cast("i")
-        self._clamps = (size - ROW_FIXED.size - LINK_BYTES) // ROW_CLAMP.size
-        self._first = ROW_FIXED.size // 4
+            swapped = array("I", rows)
+            swapped.byteswap()
+            words = swapped.tobytes()
+        view = memoryview(words)
+        return cls(rows, size, view.cast("I"), view.cast("i"), 0, len(rows))
+
+    def part(self, first: int, count: int) -> Columns:
+        """Look at `count` of these rows, from row `first` on; nothing is copied."""
+        begin = self.begin + first * self.size
+        return self._replace(begin=begin, end=begin + count * self.size)
+
+    def _column(self, words: memoryview, offset: int) -> list[int]:
+        return words[(self.begin + offset) // 4 : self.end // 4 : self.size // 4].tolist()
+
+    def _bytes(self, offset: int) -> bytes:
+        return self.rows[self.begin + offset : self.end : self.size]
 
     @property
     def elapsed_ms(self) -> list[int]:
         """Boot clock since the row before."""
-        return self._unsigned[0 :: self._words].tolist()
+        return self._column(self.unsigned, 0)
 
     @property
     def flagged(self) -> bool:
         """Whether any row has a flag."""
-        column = self._unsigned[1 :: self._words].tobytes()
-        return column.count(0) != len(column)
+        low, high = self._bytes(4), self._bytes(5)
+        return low.count(0) + high.count(0) != 2 * len(low)
 
     @property
     def flags(self) -> list[int]:
         """Row flags."""
-        return self._unsigned[1 :: self._words].tolist()
+        return self._column(self.unsigned, 4)
 
     @property
     def apparent_mva(self) -> list[int]:
         """Apparent power of the mains."""
-        return self._unsigned[2 :: self._words].tolist()
+        return self._column(self.unsigned, 8)
 
     @property
     def powers_mw(self) -> tuple[list[int], ...]:
         """Active power, a list for each used clamp."""
-        first = self._first
-        return tuple(
-            self._signed[first + 2 * clamp :: self._words].tolist() for clamp in range(self._clamps)
-        )
+        offsets = range(ROW_FIXED.size, self.size - LINK_BYTES, ROW_CLAMP.size)
+        return tuple(self._column(self.signed, offset) for offset in offsets)
+
+    def sign(self, clamps: Iterable[int]) -> int:
+        """Return 1 if no power of these clamps is negative, -1 if all are, else 0."""
+        first = ROW_FIXED.size + _POWER_TOP
+        tops = [self._bytes(first + clamp * ROW_CLAMP.size) for clamp in clamps]
+        negative = [top.translate(None, _NOT_NEGATIVE) for top in tops]
+        if not any(negative):
+            return 1
+        return -1 if sum(map(len, negative)) == sum(map(len, tops)) else 0
 
 
 def find_damaged_row(data: bytes, header: SampleHeader, limit: int) -> tuple[int, Damage | None]:

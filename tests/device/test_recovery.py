@@ -81,7 +81,7 @@ def checkpoint_of(chain: Chain, **changes: object) -> Checkpoint:
         events=4,
     )
     start = Start(
-        chain=replace(chain, head=head),
+        chain=chain._replace(head=head),
         ends={name: End(number, bytes([number]) * 32, 9) for number, name in enumerate(STREAMS, 1)},
         events=4,
         parameters=(b"record",),
@@ -111,7 +111,7 @@ def test_a_checkpoint_counts_only_with_this_meters_seal(rig: Rig) -> None:
 
 def test_a_checkpoint_of_another_account_does_not_count(rig: Rig) -> None:
     chain = chain_of(rig)
-    data = seal_checkpoint(checkpoint_of(replace(chain, incarnation=2)), rig.key)
+    data = seal_checkpoint(checkpoint_of(chain._replace(incarnation=2)), rig.key)
     with pytest.raises(EncodingError, match="another account"):
         open_checkpoint(data, chain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from nacl.signing import SigningKey
@@ -57,8 +56,7 @@ FIRST = Block(
     energy=(Energy(IMPORT, 0, 0, 720), Energy(EXPORT, 0, 0, 5), Energy(OVEN, 0, 0, 70)),
     flags=0,
 )
-SECOND = replace(
-    FIRST,
+SECOND = FIRST._replace(
     height=2,
     previous=FIRST.hash,
     start_s=FIRST.end_s,

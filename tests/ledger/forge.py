@@ -97,8 +97,7 @@ class Account:
             header = replace(old, previous_digest=before[0], previous_bytes=before[1])
             linker, data = Linker(header.encode()), header.stored()
             for block in blocks:
-                sealed = replace(
-                    block,
+                sealed = block._replace(
                     genesis=genesis,
                     previous=previous,
                     fingerprint=self.fingerprints[block.height],

@@ -105,7 +105,7 @@ def _opened(message: bytes, chain: Chain) -> tuple[Block, bytes]:
 
 
 def _open_block(message: bytes, chain: Chain) -> tuple[Block, bytes]:
-    return _opened(message, replace(chain, head=NO_HEAD))  # which a seal does not depend on
+    return _opened(message, chain._replace(head=NO_HEAD))  # which a seal does not depend on
 
 
 @lru_cache(maxsize=16)

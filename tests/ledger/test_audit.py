@@ -35,7 +35,7 @@ def more_energy(account: Account, height: int, by_uj: int) -> None:
         first, *others = block.energy
         last_uj = first.last_uj + by_uj
         first_uj = first.first_uj + (by_uj if block.height > height else 0)
-        return replace(block, energy=(first._replace(first_uj=first_uj, last_uj=last_uj), *others))
+        return block._replace(energy=(first._replace(first_uj=first_uj, last_uj=last_uj), *others))
 
     for later in range(height, 7):
         account.change_block(later, change)
@@ -44,12 +44,12 @@ def more_energy(account: Account, height: int, by_uj: int) -> None:
 def clock(account: Account, height: int, **changes: int) -> None:
     account.change_block(
         height,
-        lambda block: replace(block, clock=block.clock._replace(**changes)),  # type: ignore[arg-type]
+        lambda block: block._replace(clock=block.clock._replace(**changes)),  # type: ignore[arg-type]
     )
 
 
 def flags(account: Account, height: int, flag: int) -> None:
-    account.change_block(height, lambda block: replace(block, flags=block.flags ^ flag))
+    account.change_block(height, lambda block: block._replace(flags=block.flags ^ flag))
 
 
 def row_flags(account: Account, segment: int, row: int, flag: int) -> None:
@@ -80,7 +80,7 @@ def record(account: Account, **changes: object) -> None:
     for number in range(1, len(account.samples) + 1):
         account.change_header(number, lambda header: replace(header, parameters=digest(new)))
     for height in range(1, 7):
-        account.change_block(height, lambda block: replace(block, parameters=digest(new)))
+        account.change_block(height, lambda block: block._replace(parameters=digest(new)))
 
 
 def test_what_is_put_together_again_unchanged_is_the_same_account(honest: Stored) -> None:
@@ -94,7 +94,7 @@ def other_record(account: Account) -> None:
     held = decode_parameters(account.events[0][1][1].bytes_of("record"))
     other = replace(held, sequence=2).encode()
     account.change_event(6, lambda e: replace(e, kind="parameters", details=(("record", other),)))
-    account.change_block(6, lambda block: replace(block, parameters=digest(other)))
+    account.change_block(6, lambda block: block._replace(parameters=digest(other)))
 
 
 def row_power(account: Account, segment: int, row: int) -> None:
@@ -284,7 +284,7 @@ def test_an_event_that_names_another_block_is_found(honest: Stored) -> None:
 
 
 def test_a_plan_lays_each_row_to_one_block() -> None:
-    blocks = [replace(FIRST, height=n, records=rows) for n, rows in enumerate((3, 0, 4, 0), 1)]
+    blocks = [FIRST._replace(height=n, records=rows) for n, rows in enumerate((3, 0, 4, 0), 1)]
     stretches, short = plan(blocks, {1: 2, 2: 3, 3: 2})
     assert short is None
     laid = [

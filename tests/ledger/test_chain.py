@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from meterd.errors import BlockRejectedError, EncodingError
@@ -41,46 +39,46 @@ def test_a_chain_begins_at_its_genesis_and_for_its_own_meters_only() -> None:
 def energy(*, first: int = 720, last: int = 900, code: bytes = IMPORT, kind: int = 0) -> Block:
     """Return the second block with one register changed."""
     others = [entry for entry in SECOND.energy if entry.obis != IMPORT]
-    return replace(SECOND, energy=(Energy(code, kind, first, last), *others))
+    return SECOND._replace(energy=(Energy(code, kind, first, last), *others))
 
 
 def clock(**changes: int | str) -> Block:
-    return replace(SECOND, clock=SECOND.clock._replace(**changes))  # type: ignore[arg-type]
+    return SECOND._replace(clock=SECOND.clock._replace(**changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        pytest.param(replace(SECOND, height=1), "expected height 2, got 1", id="repeats a height"),
-        pytest.param(replace(SECOND, height=3), "expected height 2, got 3", id="skips ahead"),
-        pytest.param(replace(SECOND, meter="cellar"), "expected meter", id="is another meter's"),
-        pytest.param(replace(SECOND, genesis=bytes(32)), "genesis", id="names another network"),
-        pytest.param(replace(SECOND, incarnation=2), "incarnation", id="is of another chain"),
-        pytest.param(replace(SECOND, previous=GENESIS.hash), "does not link", id="skips a block"),
+        pytest.param(SECOND._replace(height=1), "expected height 2, got 1", id="repeats a height"),
+        pytest.param(SECOND._replace(height=3), "expected height 2, got 3", id="skips ahead"),
+        pytest.param(SECOND._replace(meter="cellar"), "expected meter", id="is another meter's"),
+        pytest.param(SECOND._replace(genesis=bytes(32)), "genesis", id="names another network"),
+        pytest.param(SECOND._replace(incarnation=2), "incarnation", id="is of another chain"),
+        pytest.param(SECOND._replace(previous=GENESIS.hash), "does not link", id="skips a block"),
         pytest.param(
-            replace(SECOND, order=(0, bytes(32))), "behind order 0", id="changes the order it knows"
+            SECOND._replace(order=(0, bytes(32))), "behind order 0", id="changes the order it knows"
         ),
-        pytest.param(replace(SECOND, events=2), "counts 2 events, expected 3", id="loses events"),
-        pytest.param(replace(SECOND, end_s=END_S), "not after", id="has no length"),
-        pytest.param(replace(SECOND, end_s=END_S - 1), "not after", id="ends before it begins"),
-        pytest.param(replace(SECOND, start_s=END_S - 1), "expected", id="begins too early"),
-        pytest.param(replace(SECOND, start_s=END_S + 1), "expected", id="begins too late"),
-        pytest.param(replace(SECOND, flags=64), "unknown flags 64", id="has an unknown flag"),
+        pytest.param(SECOND._replace(events=2), "counts 2 events, expected 3", id="loses events"),
+        pytest.param(SECOND._replace(end_s=END_S), "not after", id="has no length"),
+        pytest.param(SECOND._replace(end_s=END_S - 1), "not after", id="ends before it begins"),
+        pytest.param(SECOND._replace(start_s=END_S - 1), "expected", id="begins too early"),
+        pytest.param(SECOND._replace(start_s=END_S + 1), "expected", id="begins too late"),
+        pytest.param(SECOND._replace(flags=64), "unknown flags 64", id="has an unknown flag"),
         pytest.param(
-            replace(SECOND, end_s=END_S + 1799),
+            SECOND._replace(end_s=END_S + 1799),
             "inside an interval and is not flagged partial",
             id="ends early and does not say so",
         ),
         pytest.param(
-            replace(SECOND, end_s=END_S + 3600), "spans intervals", id="is two intervals long"
+            SECOND._replace(end_s=END_S + 3600), "spans intervals", id="is two intervals long"
         ),
         pytest.param(
-            replace(SECOND, end_s=END_S + 1801, flags=GAP | PARTIAL),
+            SECOND._replace(end_s=END_S + 1801, flags=GAP | PARTIAL),
             "spans intervals",
             id="is a gap that ends inside an interval",
         ),
         pytest.param(
-            replace(clock(measured_ms=0), records=0),
+            clock(measured_ms=0)._replace(records=0),
             "measured nothing and is not flagged gap",
             id="measured nothing and does not say so",
         ),
@@ -95,20 +93,20 @@ def clock(**changes: int | str) -> Block:
         pytest.param(energy(kind=1), "relabels register", id="relabels a register"),
         pytest.param(energy(kind=2), "relabels register", id="has an unknown kind"),
         pytest.param(
-            replace(SECOND, energy=SECOND.energy[:2]),
+            SECOND._replace(energy=SECOND.energy[:2]),
             "leaves out register 1-1:1.8.0",
             id="leaves out a register",
         ),
         pytest.param(
-            replace(SECOND, energy=SECOND.energy[::-1]), "out of order", id="has them in disorder"
+            SECOND._replace(energy=SECOND.energy[::-1]), "out of order", id="has them in disorder"
         ),
         pytest.param(
-            replace(SECOND, energy=(SECOND.energy[0], *SECOND.energy)),
+            SECOND._replace(energy=(SECOND.energy[0], *SECOND.energy)),
             "out of order or twice",
             id="has a register twice",
         ),
         pytest.param(
-            replace(SECOND, energy=(*SECOND.energy, Energy(bytes((1, 2, 1, 8, 0, 255)), 0, 5, 9))),
+            SECOND._replace(energy=(*SECOND.energy, Energy(bytes((1, 2, 1, 8, 0, 255)), 0, 5, 9))),
             "begins register 1-2:1.8.0 at 5 uJ, expected 0",
             id="has a new register that does not begin at 0",
         ),
@@ -124,30 +122,30 @@ def test_a_block_with_a_valid_seal_is_rejected_that(block: Block, message: str) 
     [
         pytest.param(SECOND, id="an interval"),
         pytest.param(
-            replace(clock(measured_ms=1000), end_s=END_S + 1, flags=PARTIAL), id="a part of one"
+            clock(measured_ms=1000)._replace(end_s=END_S + 1, flags=PARTIAL), id="a part of one"
         ),
         pytest.param(
-            replace(clock(measured_ms=0), records=0, end_s=END_S + 90 * 86_400, flags=GAP),
+            clock(measured_ms=0)._replace(records=0, end_s=END_S + 90 * 86_400, flags=GAP),
             id="a gap of 90 days",
         ),
         pytest.param(
-            replace(clock(measured_ms=0), records=0, flags=GAP), id="a gap of one interval"
+            clock(measured_ms=0)._replace(records=0, flags=GAP), id="a gap of one interval"
         ),
         pytest.param(clock(measured_ms=1_805_000), id="measured as long as boundaries may move"),
         pytest.param(
-            replace(clock(measured_ms=5_400_000), flags=STEPPED), id="measured through a step back"
+            clock(measured_ms=5_400_000)._replace(flags=STEPPED), id="measured through a step back"
         ),
         pytest.param(clock(measured_ms=5_400_000, status="R"), id="measured before time was known"),
-        pytest.param(replace(SECOND, order=(1, bytes(32))), id="a new order"),
+        pytest.param(SECOND._replace(order=(1, bytes(32))), id="a new order"),
         pytest.param(
-            replace(energy(kind=1), parameters=bytes(32)),
+            energy(kind=1)._replace(parameters=bytes(32)),
             id="a register and its record relabelled",
         ),
         pytest.param(
-            replace(SECOND, energy=(*SECOND.energy, Energy(bytes((1, 2, 1, 8, 0, 255)), 1, 0, 9))),
+            SECOND._replace(energy=(*SECOND.energy, Energy(bytes((1, 2, 1, 8, 0, 255)), 1, 0, 9))),
             id="a new register",
         ),
-        pytest.param(replace(SECOND, flags=63), id="all flags"),
+        pytest.param(SECOND._replace(flags=63), id="all flags"),
     ],
 )
 def test_a_block_may_follow_that_is(block: Block) -> None:
@@ -156,10 +154,9 @@ def test_a_block_may_follow_that_is(block: Block) -> None:
 
 
 def test_an_order_once_known_is_not_forgotten() -> None:
-    knows = replace(SECOND, order=(5, bytes(32)))
+    knows = SECOND._replace(order=(5, bytes(32)))
     chain = chain_with(FIRST, knows)
-    third = replace(
-        SECOND,
+    third = SECOND._replace(
         height=3,
         previous=knows.hash,
         start_s=SECOND.end_s,
@@ -167,7 +164,7 @@ def test_an_order_once_known_is_not_forgotten() -> None:
         energy=tuple(entry._replace(first_uj=entry.last_uj) for entry in SECOND.energy),
     )
     for order, follows in (((4, bytes(32)), False), ((5, bytes(32)), True), ((6, b"6" * 32), True)):
-        block = replace(third, order=order)
+        block = third._replace(order=order)
         if follows:
             assert verify_block(block, block.encode(), chain).order == order
         else:
@@ -176,10 +173,10 @@ def test_an_order_once_known_is_not_forgotten() -> None:
 
 
 def test_a_first_block_begins_at_a_boundary_and_its_registers_at_0() -> None:
-    inside = replace(FIRST, start_s=FIRST.start_s + 60)
+    inside = FIRST._replace(start_s=FIRST.start_s + 60)
     with pytest.raises(BlockRejectedError, match="is the first and begins inside an interval"):
         verify_sealed(sealed(inside), EMPTY)
-    begun = replace(FIRST, energy=(Energy(IMPORT, 0, 1, 720),))
+    begun = FIRST._replace(energy=(Energy(IMPORT, 0, 1, 720),))
     with pytest.raises(BlockRejectedError, match="at 1 uJ, expected 0"):
         verify_sealed(sealed(begun), EMPTY)
 

@@ -214,11 +214,39 @@ def test_columns_are_the_same_on_any_machine(monkeypatch: pytest.MonkeyPatch, or
         count = len(stored) // 4
         stored = struct.pack(f">{count}I", *struct.unpack(f"<{count}I", stored))
     monkeypatch.setattr(sys, "byteorder", order)
-    table = Columns(stored, SAMPLES.row_bytes)
+    table = Columns.of(stored, SAMPLES.row_bytes)
     assert list(table.elapsed_ms) == [0, 5000, 4990]
     assert list(table.flags) == [1, 0, 2]
     assert list(table.apparent_mva) == [5, 5, 5]
     assert [list(powers_mw) for powers_mw in table.powers_mw] == [[2_000_000, -7, 0], [-3, -3, -3]]
+
+
+def test_a_part_of_columns_is_some_of_their_rows() -> None:
+    table = Columns.of(rows()[len(SAMPLES.stored()) :], SAMPLES.row_bytes)
+    part = table.part(1, 1)
+    assert (part.elapsed_ms, part.flags, part.flagged) == ([5000], [0], False)
+    assert part.powers_mw == ([-7], [-3])
+    assert table.part(1, 2).part(1, 1).flags == [2]
+    assert table.flagged
+
+
+@pytest.mark.parametrize(
+    ("powers", "expected"),
+    [
+        ([(0, 0), (5, 2**31 - 1)], 1),
+        ([(-1, 0)], 0),
+        ([(-1, -(2**31)), (-2, -1)], -1),
+        ([(-1, -1), (-1, 0)], 0),
+        ([(-1, -1), (1, 1)], 0),
+    ],
+)
+def test_columns_know_their_sign(powers: list[tuple[int, int]], expected: int) -> None:
+    pack = row_struct(2).pack
+    stored = b"".join(
+        pack(5000, 0, 0, 0, 0, one, 2**31, other, 2**31) + bytes(LINK_BYTES)
+        for one, other in powers
+    )
+    assert Columns.of(stored, row_bytes(2)).sign((0, 1)) == expected
 
 
 def test_rows_torn_or_damaged_at_any_byte_are_found() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -141,7 +140,7 @@ def chains() -> Iterator[Case]:
     def resealed(*blocks: Block) -> list[bytes]:
         result, previous = [], GENESIS.hash
         for block in blocks:
-            linked = replace(block, previous=previous)
+            linked = block._replace(previous=previous)
             previous = linked.hash
             result.append(seal(linked.encode(), KEY, GENESIS.hash))
         return result
@@ -155,30 +154,30 @@ def chains() -> Iterator[Case]:
     cases = [
         ("four blocks", resealed(first, second, gap, last), 4),
         ("none", [], 0),
-        ("a new register", resealed(first, replace(second, energy=(*second.energy, new))), 2),
-        ("a height repeated", resealed(first, replace(second, height=1)), 1),
-        ("a height skipped", resealed(first, replace(second, height=3)), 1),
-        ("another meter", resealed(first, replace(second, meter="cellar")), 1),
-        ("another incarnation", resealed(first, replace(second, incarnation=2)), 1),
-        ("another genesis", resealed(first, replace(second, genesis=bytes(32))), 1),
-        ("another order 0", resealed(first, replace(second, order=(0, bytes(32)))), 1),
-        ("fewer events", resealed(first, replace(second, events=2)), 1),
-        ("no length", resealed(first, replace(second, end_s=second.start_s)), 1),
-        ("a hole in time", resealed(first, replace(second, start_s=second.start_s + 1)), 1),
-        ("an overlap in time", resealed(first, replace(second, start_s=second.start_s - 1)), 1),
-        ("an early end, not said", resealed(first, replace(second, flags=0)), 1),
-        ("two intervals", resealed(first, second, replace(gap, end_s=NINE_S + 9000, flags=2)), 2),
-        ("a gap not said", resealed(first, second, replace(gap, flags=0)), 2),
-        ("an unknown flag", resealed(first, replace(second, flags=66)), 1),
+        ("a new register", resealed(first, second._replace(energy=(*second.energy, new))), 2),
+        ("a height repeated", resealed(first, second._replace(height=1)), 1),
+        ("a height skipped", resealed(first, second._replace(height=3)), 1),
+        ("another meter", resealed(first, second._replace(meter="cellar")), 1),
+        ("another incarnation", resealed(first, second._replace(incarnation=2)), 1),
+        ("another genesis", resealed(first, second._replace(genesis=bytes(32))), 1),
+        ("another order 0", resealed(first, second._replace(order=(0, bytes(32)))), 1),
+        ("fewer events", resealed(first, second._replace(events=2)), 1),
+        ("no length", resealed(first, second._replace(end_s=second.start_s)), 1),
+        ("a hole in time", resealed(first, second._replace(start_s=second.start_s + 1)), 1),
+        ("an overlap in time", resealed(first, second._replace(start_s=second.start_s - 1)), 1),
+        ("an early end, not said", resealed(first, second._replace(flags=0)), 1),
+        ("two intervals", resealed(first, second, gap._replace(end_s=NINE_S + 9000, flags=2)), 2),
+        ("a gap not said", resealed(first, second, gap._replace(flags=0)), 2),
+        ("an unknown flag", resealed(first, second._replace(flags=66)), 1),
         ("more measured than was", resealed(first, longer(second)), 1),
-        ("a register lowered", resealed(first, replace(second, energy=(lower, new))), 1),
-        ("energy repeated", resealed(first, replace(second, energy=(early, second.energy[1]))), 1),
-        ("a register twice", resealed(first, replace(second, energy=twice)), 1),
-        ("registers in disorder", resealed(first, replace(second, energy=second.energy[::-1])), 1),
-        ("a register left out", resealed(first, replace(second, energy=second.energy[:1])), 1),
+        ("a register lowered", resealed(first, second._replace(energy=(lower, new))), 1),
+        ("energy repeated", resealed(first, second._replace(energy=(early, second.energy[1]))), 1),
+        ("a register twice", resealed(first, second._replace(energy=twice)), 1),
+        ("registers in disorder", resealed(first, second._replace(energy=second.energy[::-1])), 1),
+        ("a register left out", resealed(first, second._replace(energy=second.energy[:1])), 1),
         (
             "a register relabelled",
-            resealed(first, replace(second, energy=(relabelled, second.energy[1]))),
+            resealed(first, second._replace(energy=(relabelled, second.energy[1]))),
             1,
         ),
         (
@@ -200,7 +199,7 @@ def chains() -> Iterator[Case]:
 
 
 def longer(block: Block) -> Block:
-    return replace(block, clock=block.clock._replace(measured_ms=605_001))
+    return block._replace(clock=block.clock._replace(measured_ms=605_001))
 
 
 def segments() -> Iterator[Case]:
