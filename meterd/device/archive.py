@@ -6,9 +6,9 @@ Nothing here writes, and no lock is needed: what is appended while we read is le
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from meterd.errors import EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
@@ -19,7 +19,7 @@ from meterd.ledger.stored import SampleFile
 from meterd.ledger.verdict import Known, Verdict, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -40,6 +40,8 @@ __all__ = [
     "verify",
 ]
 
+T = TypeVar("T")
+R = TypeVar("R")
 SEGMENT_SUFFIX = ".seg"
 GENESIS_FILE = "genesis.cbor"
 NOTHING = MappingProxyType(dict.fromkeys(STREAMS, 0))
@@ -176,29 +178,28 @@ def open_tools(
     def read(number: int, begin: int, end: int) -> bytes:
         return read_part(state, number, begin, end)
 
+    audit = _Job(state)
     if workers == 1:
         yield Tools(
-            read,
-            lambda tasks: map(verify_seals, tasks),
-            lambda tasks: map(_Job(state), tasks),
-            progress,
+            read, lambda tasks: map(verify_seals, tasks), lambda tasks: map(audit, tasks), progress
         )
         return
-    import signal
-    from concurrent.futures import ProcessPoolExecutor
+    from meterd.device.workers import Spread
 
-    # Ctrl-C reaches every process of the terminal; the one that waits for the others takes it.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore)
-    try:
+    with ExitStack() as begun:
+
+        def spread(work: Callable[[T], R], tasks: Sequence[T], at_once: int) -> Iterator[R]:
+            begun.close()  # a judge who has seen enough leaves results, and those who make them
+            results = Spread(work, tasks, workers=workers, at_once=at_once)
+            begun.callback(results.close)
+            return results
+
         yield Tools(
             read,
-            lambda tasks: pool.map(verify_seals, tasks),
-            lambda tasks: pool.map(_Job(state), tasks, chunksize=4),
+            lambda tasks: spread(verify_seals, tasks, 1),
+            lambda tasks: spread(audit, tasks, 4),
             progress,
         )
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def meter_of(state: Path) -> str:

@@ -207,7 +207,7 @@ class _Audit:
         self._codes = [obis for obis, _ in parameters.registers]
         self._of = mapping(parameters.roles, apparent=APPARENT in self._codes)
         self._size = header.row_bytes
-        self._table = Columns.of(data[task.begin : self._offset(task.rows)], self._size)
+        self._table = Columns.of(data, self._size, task.begin, self._offset(task.rows))
         self._sums = list(header.sums)
         self._row_sums = list(header.sums)
         self._at_ms = self._point_ms = header.base_ms
@@ -347,7 +347,7 @@ class _Audit:
             if not block.flags & ESTIMATED:
                 return self._bad(block, offset, "a row is estimated and the block does not say so")
         elapsed = table.elapsed_ms
-        wrong = self._check_gaps(elapsed, flags)
+        wrong = self._check_gaps(table, elapsed, flags)
         if wrong is not None:
             return self._bad(
                 block,
@@ -393,17 +393,17 @@ class _Audit:
         self._early = self._point = tuple(values[-1] for values in series)
         return list(self._sums)
 
-    def _check_gaps(self, elapsed: list[int], flags: Sequence[int]) -> int | None:
+    def _check_gaps(self, table: Columns, elapsed: list[int], flags: Sequence[int]) -> int | None:
         """Return the index of the first row whose gap flag breaks the rule, or None."""
         recent = self._recent
-        least_ms = min(elapsed)
+        least_ms, most_ms = table.elapsed_bounds_ms
         beats = elapsed
         if not least_ms:
             beats = [ms for ms in elapsed if ms]
             least_ms = min(beats, default=0)
         self._recent = [*recent, *beats[-CADENCE_WINDOW:]][-CADENCE_WINDOW:]
         plain = len(recent) == CADENCE_WINDOW and not flags
-        if plain and max(elapsed) <= 3 * min(*recent, least_ms or recent[0]):
+        if plain and most_ms <= 3 * min(*recent, least_ms or recent[0]):
             return None  # no difference can be three times a median of these
         flags = flags or (0,) * len(elapsed)
         polling_ms = int(dict(self._task.parameters.settings)["board.polling_ms"])

@@ -13,6 +13,7 @@ physics: a block that passes was sealed by this meter, here, in this order, and 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -107,10 +108,15 @@ def open_block(message: bytes, chain: Chain) -> tuple[Block, bytes]:
     """
     try:
         sealed = take_apart(message)
-        verify_seal(sealed, VerifyKey(chain.sealer), chain.genesis)
+        verify_seal(sealed, _key(chain.sealer), chain.genesis)
         return decode_block(sealed.payload), sealed.payload
     except EncodingError as error:
         raise BlockRejectedError(f"not a sealed block: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _key(sealer: bytes) -> VerifyKey:
+    return VerifyKey(sealer)
 
 
 def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
@@ -121,14 +127,26 @@ def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
     """
     head = chain.head
     here = f"block {block.height}"
-    for what, expected, got in (
-        ("height", head.height + 1, block.height),
-        ("meter", chain.meter, block.meter),
-        ("genesis", chain.genesis.hex(), block.genesis.hex()),
-        ("incarnation", chain.incarnation, block.incarnation),
-    ):
-        if expected != got:
-            raise BlockRejectedError(f"expected {what} {expected}, got {got}")
+    expected: tuple[object, ...] = (
+        head.height + 1,
+        chain.meter,
+        chain.genesis,
+        chain.incarnation,
+    )
+    got: tuple[object, ...] = (
+        block.height,
+        block.meter,
+        block.genesis,
+        block.incarnation,
+    )
+    if got != expected:
+        names = ("height", "meter", "genesis", "incarnation")
+        what, one, other = next(
+            (what, one, other)
+            for what, one, other in zip(names, expected, got, strict=True)
+            if one != other
+        )
+        raise BlockRejectedError(f"expected {what} {_said(one)}, got {_said(other)}")
     if block.previous != head.block_hash:
         raise BlockRejectedError(f"{here} does not link to the block before it")
     if block.order[0] < head.order[0] or (
@@ -148,6 +166,10 @@ def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
         order=block.order,
         events=block.events,
     )
+
+
+def _said(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _verify_time(block: Block, chain: Chain) -> None:

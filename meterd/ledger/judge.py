@@ -158,9 +158,13 @@ def judge(files: Files, start: Start, tools: Tools) -> Findings:
     for record in start.parameters:
         found.parameters[digest(record)] = decode_parameters(record)
     blocks = read_frames("blocks", files.blocks, chain.genesis, chain.meter, start.ends["blocks"])
-    _take_blocks(found, blocks, tools)
+    results = tools.seals(
+        _seal_tasks(chain, blocks)
+    )  # other processes, if there are any, work on these from now on
     events = read_frames("events", files.events, chain.genesis, chain.meter, start.ends["events"])
     damage = _take_events(found, events, start.events)
+    _take_blocks(found, blocks, results, tools)
+    found.tails += blocks.torn + events.torn
     _check_digests(found, events, start, damage)
     events_damaged = any(bad.stream == "events" for bad in found.bad)
     _check_claims(found, events, files.claims, blocks)
@@ -169,17 +173,25 @@ def judge(files: Files, start: Start, tools: Tools) -> Findings:
     return found
 
 
-def _take_blocks(found: Findings, stream: FrameStream, tools: Tools) -> None:
+def _seal_tasks(chain: Chain, stream: FrameStream) -> list[SealTask]:
     messages = [stored.frame.body for stored in stream.frames]
     tasks: list[SealTask] = []
     for at in range(0, len(messages), SEALS_PER_TASK):
-        chain = _assumed(tasks[-1].chain, messages[at - 1]) if tasks else found.chain
+        if tasks:
+            chain = _assumed(tasks[-1].chain, messages[at - 1])
         tasks.append(SealTask(chain, tuple(messages[at : at + SEALS_PER_TASK])))
+    return tasks
+
+
+def _take_blocks(
+    found: Findings, stream: FrameStream, results: Iterator[SealResult], tools: Tools
+) -> None:
     reason = ""
-    for number, result in enumerate(tools.seals(tasks)):
+    of = -(-len(stream.frames) // SEALS_PER_TASK)
+    for done, result in enumerate(results, start=1):
         found.blocks += result.blocks
         found.chain, reason = result.chain, result.reason
-        tools.progress("seals", number + 1, len(tasks))
+        tools.progress("seals", done, of)
         if reason:
             break
     if reason:
@@ -188,7 +200,6 @@ def _take_blocks(found: Findings, stream: FrameStream, tools: Tools) -> None:
     elif stream.damage:
         found.add_bad("blocks", None, stream.damage)
     found.ends["blocks"] = stream.end
-    found.tails += stream.torn
 
 
 def _assumed(chain: Chain, message: bytes) -> Chain:
@@ -213,7 +224,6 @@ def _assumed(chain: Chain, message: bytes) -> Chain:
 def _take_events(found: Findings, stream: FrameStream, before: int) -> Place | None:
     """Take the events as far as they hold; return the first damage before a durable mark."""
     found.ends["events"] = stream.end
-    found.tails += stream.torn
     for number, stored in enumerate(stream.frames, start=before + 1):
         try:
             event = decode_event(stored.frame.body)

@@ -249,6 +249,25 @@ def test_columns_know_their_sign(powers: list[tuple[int, int]], expected: int) -
     assert Columns.of(stored, row_bytes(2)).sign((0, 1)) == expected
 
 
+@pytest.mark.parametrize(
+    ("elapsed_ms", "expected"),
+    [
+        ([2000, 1990, 2013], (1792, 2047)),
+        ([2000, 2060], (2000, 2060)),
+        ([2000, 2000 + 65_536], (2000, 67_536)),
+        ([2000, 2000 + 2**24], (2000, 2000 + 2**24)),
+        ([2000, 0], (0, 2000)),
+        ([200, 100], (100, 200)),
+    ],
+)
+def test_columns_know_bounds_of_their_beat(
+    elapsed_ms: list[int], expected: tuple[int, int]
+) -> None:
+    pack = row_struct(1).pack
+    stored = b"".join(pack(ms, 0, 0, 0, 0, 0, 0) + bytes(LINK_BYTES) for ms in elapsed_ms)
+    assert Columns.of(stored, row_bytes(1)).elapsed_bounds_ms == expected
+
+
 def test_rows_torn_or_damaged_at_any_byte_are_found() -> None:
     data = rows()
     begin, size = len(SAMPLES.stored()), SAMPLES.row_bytes
