@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from meterd.device.card import Card
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 CI = os.environ.get("CI") == "true"
@@ -34,6 +40,22 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
         pytest.fail(missing)
     request.config.stash[LEFT_OUT].append(request.node.nodeid)
     pytest.skip(missing)
+
+
+@pytest.fixture(autouse=True)
+def cards_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A card that a test lets crash keeps its files open: an end of the test is its end."""
+    made: list[Card] = []
+    begin = Card.__init__
+
+    def begin_noted(card: Card) -> None:
+        begin(card)
+        made.append(card)
+
+    monkeypatch.setattr(Card, "__init__", begin_noted)
+    yield
+    for card in made:
+        card.close()
 
 
 def pytest_terminal_summary(

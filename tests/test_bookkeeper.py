@@ -9,6 +9,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meterd.device import log as log_module
 from meterd.device import rows as rows_module
@@ -363,6 +365,44 @@ def test_a_crash_behind_a_clock_step_places_each_row_as_it_was(
     assert [block.energy for block in rig.blocks] == [block.energy for block in other.blocks]
     stepped = next(span for span in spans(rig) if "clock stepped" in span[2])
     assert stepped in spans(other)
+
+
+STEPS_MS = (0, 1500, 9000, 25_000, 55_000, 60_000, 61_000, 130_000, 3_600_000)
+steps_ms = st.sampled_from([*STEPS_MS, *(-ms for ms in STEPS_MS)])
+
+
+@settings(max_examples=60)
+@given(
+    begin_s=st.integers(0, 60),
+    script=st.lists(st.tuples(st.integers(0, 14), steps_ms), min_size=1, max_size=5),
+    last=st.integers(0, 3),
+)
+def test_behind_any_clock_steps_a_crash_leaves_the_blocks_that_a_stop_would(
+    begin_s: int, script: list[tuple[int, int]], last: int
+) -> None:
+    found = []
+    for stopped in (True, False):
+        with folder() as state:
+            rig = Rig(state)
+            rig.start(MIDNIGHT_S + 7200 + begin_s)
+            rig.rows(1)
+            for count, step_ms in script:
+                rig.rows(count)
+                rig.wait(0, step_ms=step_ms)
+            rig.rows(last)
+            if stopped:
+                rig.stop()
+            else:
+                rig.commit()
+                rig.card.close()
+            rig.start(MIDNIGHT_S + 30_000)
+            rig.rows(2)
+            rig.commit()
+            rig.assert_good()
+            rig.card.close()
+            measured = [(block.energy, block.clock.measured_ms) for block in rig.blocks]
+            found.append((spans(rig), measured))
+    assert found[0] == found[1]
 
 
 def test_a_restart_while_a_long_step_is_held_places_rows_as_before_it(rig: Rig) -> None:
