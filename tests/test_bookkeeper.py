@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meterd.device import log as log_module
@@ -372,6 +372,10 @@ steps_ms = st.sampled_from([*STEPS_MS, *(-ms for ms in STEPS_MS)])
 
 
 @settings(max_examples=60)
+@example(begin_s=0, script=[(5, 9000)], last=3)  # on, within the interval
+@example(begin_s=0, script=[(5, 130_000)], last=3)  # over whole intervals
+@example(begin_s=0, script=[(11, 9000)], last=3)  # behind a reading on the boundary
+@example(begin_s=0, script=[(6, -25_000), (3, 61_000)], last=3)  # back, then on past the end
 @given(
     begin_s=st.integers(0, 60),
     script=st.lists(st.tuples(st.integers(0, 14), steps_ms), min_size=1, max_size=5),
