@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 COMMANDS = {
-    "run": ("meterd.meter", "meter: read the board, integrate, log, seal"),
+    "run": ("meterd.run", "meter: read the board, integrate, log, seal"),
     "replay": ("meterd.replay", "put a capture through the same path, as fast as it goes"),
     "board": ("meterd.board_simulator", "play a clamp board on a pty"),
     "demo": ("meterd.demo", "watch a simulated household being metered, sealed and verified"),

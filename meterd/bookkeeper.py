@@ -27,16 +27,8 @@ from meterd.metering.energy import (
     registers,
     registers_uj,
 )
-from meterd.metering.interval import (
-    GAP,
-    LOST,
-    Cut,
-    Cutter,
-    Decision,
-    Placement,
-    Wall,
-    clock_details,
-)
+from meterd.metering.interval import GAP, LOST, Cut, Cutter, Wall
+from meterd.metering.placement import Decision, Placement, clock_details
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

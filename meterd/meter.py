@@ -1,4 +1,4 @@
-"""`meterd run`: the meter process. It has the board and the seal, and no network.
+"""The meter process. It has the board and the seal, and no network.
 
 One task owns each outside thing: the port, the card, the control socket. The measuring task alone
 has the account; bounded hand-overs join them. A card that stalls for seconds delays neither a stamp
@@ -11,30 +11,26 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections import deque
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.bookkeeper import Bookkeeper
-from meterd.config import Settings, load, parameters
+from meterd.config import Settings, parameters
 from meterd.device.archive import read_part
-from meterd.device.card import Card, lock
-from meterd.device.clock import BUILD_S, Clock, ScaledClock, Stamp, SystemClock
+from meterd.device.card import Card
+from meterd.device.clock import BUILD_S, Clock, Stamp
 from meterd.device.port import read_board
 from meterd.device.recovery import recover
-from meterd.device.systemd import Manager, journal_logger, log_event
+from meterd.device.systemd import Manager, log_event
 from meterd.device.vault import load_seal
 from meterd.errors import ConfigError, EncodingError, StorageError
-from meterd.init import read_genesis
 from meterd.ledger.chain import open_chain
 from meterd.metering.board import BoardDecoder
-from meterd.software import Installed, SoftwareChangedError, check_installed, software_id
+from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Sequence
     from types import FrameType
     from typing import NoReturn
@@ -42,14 +38,14 @@ if TYPE_CHECKING:
     from meterd.device.card import Operation
     from meterd.ledger.account import Genesis
 
-STATE_DEFAULT = Path("/var/lib/meterd")
 CHUNKS_WAITING_MAX = 4096  # reads while the account is fed anew: a minute of the fastest board
 WRITE_STALL_S_MAX = 120.0  # a card that takes no write for so long is broken
 TURN_S = 1.0  # the measuring loop turns at least so often: ticks, watchdog
 MB = 1_000_000
 SECRET_BYTES = 32
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-DEMO_PREFIX = "demo"  # only in networks named so may the clock run scaled
+ROW_BYTES = 32  # a row of one clamp
+STORAGE_DAYS_MIN = 30  # less room than this is an alarm
 UNREAD_BYTES_MAX = 1024  # some 20 lines without a good one among them: no line noise
 
 
@@ -458,92 +454,3 @@ class Meter:
         self._written.clear()
         self._writes.put_nowait(list(operations))
         await self._idle()
-
-
-ROW_BYTES = 32  # a row of one clamp
-STORAGE_DAYS_MIN = 30  # less room than this is an alarm
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe `meterd run`."""
-    parser.epilog = """examples:
-  meterd run --config /etc/meterd/meterd.toml
-  meterd run --config meterd.toml --state ./account
-"""
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="settings")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=Path(os.environ.get("STATE_DIRECTORY") or STATE_DEFAULT),
-        metavar="DIR",
-        help="the account (default: $STATE_DIRECTORY, else /var/lib/meterd)",
-    )
-    parser.add_argument(
-        "--with-peer", action="store_true", help="start the peer process too, where there is one"
-    )
-    parser.add_argument(
-        "--speed", type=int, default=1, metavar="N", help="run the clock N times as fast (demo)"
-    )
-    parser.add_argument(
-        "--epoch-ms", type=int, metavar="MS", help="where a clock that runs faster starts (demo)"
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run the meter until it is stopped; returns the exit code."""
-    logger = journal_logger()
-    try:
-        installed = check_installed()
-    except SoftwareChangedError as changed:
-        try:
-            _open_account(arguments, logger)[0].refuse(changed)
-        except Exception as error:
-            raise changed from error
-        raise
-    meter, held = _open_account(arguments, logger)
-    meter.begin(installed)
-    log_event(
-        logger,
-        logging.INFO,
-        "started",
-        meter=meter.settings.meter.name,
-        run=meter.book.run,
-        height=meter.book.chain.head.height,
-        software=meter.book.parameters.software_id.hex()[:16],
-        installed=installed.state,
-    )
-    try:
-        asyncio.run(meter.run())
-    finally:
-        os.close(held)
-    sys.stderr.flush()
-    return 0
-
-
-def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tuple[Meter, int]:
-    """Return the meter of the account, recovered, and the descriptor of its lock."""
-    settings = load(arguments.config)
-    state: Path = arguments.state
-    genesis = read_genesis(state)
-    epoch_ms: int | None = arguments.epoch_ms
-    scaled = arguments.speed != 1 or epoch_ms is not None
-    if scaled and not genesis.name.startswith(DEMO_PREFIX):
-        raise ConfigError(
-            f"a scaled clock is refused in network {genesis.name}: nobody is billed by it",
-            hint=f"only in networks named {DEMO_PREFIX}… ; see `meterd demo`",
-        )
-    if arguments.with_peer:
-        log_event(logger, logging.INFO, "no_peer", network=genesis.name, nodes=1)
-    manager = Manager()
-    clock: Clock = (
-        ScaledClock(arguments.speed, BUILD_S * 1000 if epoch_ms is None else epoch_ms)
-        if scaled
-        else SystemClock(settings.clock.trust)
-    )
-    if scaled:
-        settings = replace(settings, clock=replace(settings.clock, trust="always"))
-    held = lock(state)
-    meter = Meter(
-        state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
-    )
-    return meter, held

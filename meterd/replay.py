@@ -29,7 +29,7 @@ from meterd.errors import AbsentError, UsageError
 from meterd.init import create_account, read_genesis
 from meterd.ledger.chain import open_chain
 from meterd.metering.board import BoardDecoder
-from meterd.metering.interval import WALL_MS_MIN
+from meterd.metering.placement import WALL_MS_MIN
 from meterd.progress import progress_bar
 from meterd.software import software_id
 

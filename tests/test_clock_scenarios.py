@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from meterd.metering.interval import BEHIND
+from meterd.metering.placement import BEHIND
 from tests.accounts import config_text, flag_names
 from tests.rig import BUILD_MS, MIDNIGHT_S, WATTS, Rig
 

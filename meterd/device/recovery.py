@@ -23,7 +23,8 @@ from meterd.ledger.encoding import decode, digest, encode, seal, take_apart, ver
 from meterd.ledger.judge import Findings, Start, judge
 from meterd.ledger.segment import LINK_BYTES, STREAMS, read_header
 from meterd.ledger.stored import End
-from meterd.metering.interval import CLOCK_EVENTS, STATUSES, Wall
+from meterd.metering.interval import STATUSES, Wall
+from meterd.metering.placement import CLOCK_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,111 @@
+"""`meterd run`: checks the software, takes the account's lock, and lets the meter run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meterd.config import load
+from meterd.device.card import lock
+from meterd.device.clock import BUILD_S, Clock, ScaledClock, SystemClock
+from meterd.device.systemd import Manager, journal_logger, log_event
+from meterd.errors import ConfigError
+from meterd.init import read_genesis
+from meterd.meter import Meter
+from meterd.software import SoftwareChangedError, check_installed
+
+if TYPE_CHECKING:
+    import argparse
+
+STATE_DEFAULT = Path("/var/lib/meterd")
+DEMO_PREFIX = "demo"  # only in networks named so may the clock run scaled
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe `meterd run`."""
+    parser.epilog = """examples:
+  meterd run --config /etc/meterd/meterd.toml
+  meterd run --config meterd.toml --state ./account
+"""
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="settings")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(os.environ.get("STATE_DIRECTORY") or STATE_DEFAULT),
+        metavar="DIR",
+        help="the account (default: $STATE_DIRECTORY, else /var/lib/meterd)",
+    )
+    parser.add_argument(
+        "--with-peer", action="store_true", help="start the peer process too, where there is one"
+    )
+    parser.add_argument(
+        "--speed", type=int, default=1, metavar="N", help="run the clock N times as fast (demo)"
+    )
+    parser.add_argument(
+        "--epoch-ms", type=int, metavar="MS", help="where a clock that runs faster starts (demo)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the meter until it is stopped; returns the exit code."""
+    logger = journal_logger()
+    try:
+        installed = check_installed()
+    except SoftwareChangedError as changed:
+        try:
+            _open_account(arguments, logger)[0].refuse(changed)
+        except Exception as error:
+            raise changed from error
+        raise
+    meter, held = _open_account(arguments, logger)
+    meter.begin(installed)
+    log_event(
+        logger,
+        logging.INFO,
+        "started",
+        meter=meter.settings.meter.name,
+        run=meter.book.run,
+        height=meter.book.chain.head.height,
+        software=meter.book.parameters.software_id.hex()[:16],
+        installed=installed.state,
+    )
+    try:
+        asyncio.run(meter.run())
+    finally:
+        os.close(held)
+    sys.stderr.flush()
+    return 0
+
+
+def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tuple[Meter, int]:
+    """Return the meter of the account, recovered, and the descriptor of its lock."""
+    settings = load(arguments.config)
+    state: Path = arguments.state
+    genesis = read_genesis(state)
+    epoch_ms: int | None = arguments.epoch_ms
+    scaled = arguments.speed != 1 or epoch_ms is not None
+    if scaled and not genesis.name.startswith(DEMO_PREFIX):
+        raise ConfigError(
+            f"a scaled clock is refused in network {genesis.name}: nobody is billed by it",
+            hint=f"only in networks named {DEMO_PREFIX}… ; see `meterd demo`",
+        )
+    if arguments.with_peer:
+        log_event(logger, logging.INFO, "no_peer", network=genesis.name, nodes=1)
+    manager = Manager()
+    clock: Clock = (
+        ScaledClock(arguments.speed, BUILD_S * 1000 if epoch_ms is None else epoch_ms)
+        if scaled
+        else SystemClock(settings.clock.trust)
+    )
+    if scaled:
+        settings = replace(settings, clock=replace(settings.clock, trust="always"))
+    held = lock(state)
+    meter = Meter(
+        state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
+    )
+    return meter, held
