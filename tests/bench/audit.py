@@ -20,6 +20,7 @@ from meterd.ledger.encoding import take_apart
 from meterd.ledger.segment import STREAMS
 from meterd.ledger.stored import read_frames
 from meterd.metering.reading import Reading
+from tests.bench import daemon
 from tests.bench.measure import REPEATS, cpu_s, tell
 from tests.bench.pipeline import START_MS, STEP_MS, make_book
 
@@ -121,6 +122,7 @@ def main(days: int = DAYS) -> None:
             ours.append(took)
             peak = max(peak, mb)
             two.append(run_audit(state, 2)[0])
+        daemon.on_account(state)
         middle = repeats // 2
         base, one, both = sorted(alone)[middle], sorted(ours)[middle], sorted(two)[middle]
     tell("bare: SHA-256 over the samples, signatures", f"{base:.2f} s")

@@ -38,10 +38,12 @@ FLOOD_LINES = 100_000
 LINES_PER_S_MIN = 5_000
 
 
-def start(folder: Path, board: tuple[str, ...], polling_ms: int) -> list[subprocess.Popen[bytes]]:
+def start(
+    folder: Path, board: tuple[str, ...], polling_ms: int, settings: str = CONFIG
+) -> list[subprocess.Popen[bytes]]:
     """Start a board and a meter; the meter is the second."""
     link, state, config = folder / "board", folder / "account", folder / "meterd.toml"
-    config.write_text(CONFIG.format(port=link, polling_ms=polling_ms))
+    config.write_text(settings.format(port=link, polling_ms=polling_ms))
     if not state.exists():
         create_account(state, load(config), bytes(range(32)))
     program = (sys.executable, "-m", "meterd")
@@ -107,6 +109,31 @@ def idle() -> None:
         f"≤ {BYTES_PER_S_MAX} B/s",
         met=rate <= BYTES_PER_S_MAX,
     )
+
+
+def on_account(state: Path) -> None:
+    """Start on an account of long ago, made by `audit.make_year`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "account").symlink_to(state)
+        fields = 'layout = "custom"\nfields = ["node", "RP1"]'
+        settings = CONFIG.replace("interval_s = 60\n", "").replace("[board]", f"[board]\n{fields}")
+        processes = start(folder, (), 2000, settings)
+        try:
+            opened = wait_for(processes[1], b"port_opened", 20)
+            time.sleep(5)
+            status = Path(f"/proc/{processes[1].pid}/status").read_text()
+        finally:
+            stop(processes)
+    rss = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    what = "with that account on the card"
+    tell(
+        f"port open after exec, {what}",
+        f"{opened:.2f} s",
+        f"≤ {START_S_MAX} s",
+        met=opened <= START_S_MAX,
+    )
+    tell(f"RSS, {what}", f"{rss:.1f} MB", f"≤ {RSS_MB_MAX} MB", met=rss <= RSS_MB_MAX)
 
 
 def flood() -> None:
