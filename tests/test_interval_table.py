@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.accounts import config_text, replay_lines
+from tests.accounts import config_text, flag_names, replay_lines
+from tests.rig import Rig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +109,27 @@ def test_any_absence_is_one_gap_block(
         ("10:10:01", boundary, "gap"),
         (boundary, end, "gap"),
     ]
+
+
+def test_a_calibration_that_is_changed_is_a_record_of_its_own(tmp_path: Path) -> None:
+    settings = config_text(interval_s=1800, polling_ms=POLL_MS)
+    rig = Rig(tmp_path / "account", settings)
+    rig.start(s("10:00") - 4.6)
+    rig.rows(121)  # to 10:10:00.4
+    rig.stop()
+    rig.start(
+        s("10:10:05"), text=settings.replace('name = "mains"', 'name = "mains"\nscale = 1.02')
+    )
+    rig.rows(239)
+    rig.commit()
+    rig.assert_good()
+    before, after = rig.blocks[-2:]
+    assert (before.end_s, flag_names(before.flags)) == (s("10:10:01"), ("partial",))
+    assert (after.start_s, after.end_s) == (s("10:10:01"), s("10:30"))
+    old, new = (event.bytes_of("record") for event in rig.told("parameters"))
+    assert [before.parameters, after.parameters] == [sha256(old).digest(), sha256(new).digest()]
+    changed = rig.told("parameters")[1]
+    assert dict(changed.details).get("clamp.1.scale new") == "1.02"
 
 
 def good_clock(tmp_path: Path, first: str, last: str) -> dict[str, int]:
