@@ -6,8 +6,11 @@ import os
 import random
 import re
 import tempfile
+from functools import lru_cache
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nacl.signing import SigningKey
 
@@ -17,6 +20,7 @@ from meterd.device.archive import read_part
 from meterd.device.card import Card
 from meterd.device.clock import Stamp
 from meterd.device.recovery import recover
+from meterd.household import read_recording
 from meterd.init import create_account
 from meterd.ledger.chain import open_chain
 from meterd.ledger.segment import LINK_BYTES, read_header, row_bytes, row_struct
@@ -24,7 +28,12 @@ from meterd.metering.board import BoardDecoder
 from meterd.metering.energy import ROW_GAP
 from meterd.software import software_id
 from tests.bench.measure import median_cpu_s, tell
+from tests.conftest import DATA_DIR
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECORDING = "household-2007-01-08-28d.csv.gz"
 LINES = 60_000
 COMMIT_ROWS = 15  # 30 s of a line each 2 s
 STEP_MS = 2000
@@ -46,16 +55,31 @@ GAP = rb"[ ,\t]+"
 STRICT = re.compile(GAP.join([rb"[0-9]+", *[rb"(%b)" % NUMBER] * 7]) + rb"\r?\n")
 
 
-def household_lines(count: int, seed: int = 1) -> list[bytes]:
-    """Return lines of a household whose load moves as loads do: steps, then small wobble."""
-    draw = random.Random(seed)
-    base, lines = 400.0, []
-    for _ in range(count):
+def loads_w() -> Iterator[float]:
+    """Yield what a household draws, each 2 s: as recorded, or as loads do where nothing was."""
+    path = DATA_DIR / RECORDING
+    if path.exists():
+        recording = read_recording(path)
+        for at_ms in range(recording.start_ms, recording.end_ms, STEP_MS):
+            moment = recording(at_ms)
+            if moment is not None:
+                yield moment.channels[0].power_mw / 1000
+        return
+    draw = random.Random(2)
+    watts = 400.0
+    while True:
         if draw.random() < 0.02:
-            base = draw.choice((180.0, 400.0, 900.0, 2400.0))
-        power = base + draw.randrange(-20, 21) / 10
+            watts = draw.choice((180.0, 400.0, 900.0, 2400.0))
+        yield watts
+
+
+def household_lines(count: int, seed: int = 1) -> list[bytes]:
+    """Return lines of a household as a board says them: what it draws, and a small wobble."""
+    draw, lines = random.Random(seed), []
+    for watts in islice(loads_w(), count):
+        power = watts + draw.randrange(-20, 21) / 10
         volts = 230 + draw.randrange(-30, 31) / 10
-        milliamps = power / volts * 1000
+        milliamps = abs(power) / volts * 1000
         lines.append(b"11 %.1f 0.0 0.0 %.1f 0.0 0.0 %.2f\r\n" % (power, milliamps, volts))
     return lines
 
@@ -154,14 +178,19 @@ def whole(lines: list[bytes], folder: Path) -> None:
         meter(lines, Path(inner) / "account")
 
 
+@lru_cache(maxsize=1)
+def stamps(count: int) -> list[Stamp]:
+    """Return the stamps that the port would have put on so many lines."""
+    times = range(STEP_MS, (count + 1) * STEP_MS, STEP_MS)
+    return [Stamp(at_ms, START_MS + at_ms, "S", 0) for at_ms in times]
+
+
 def meter(lines: list[bytes], state: Path) -> None:
     """Meter the same lines: decode, integrate, link, cut, seal, commit."""
     book, decoder = make_book(state)
     card = Card()
-    for number, line in enumerate(lines, start=1):
-        at_ms = number * STEP_MS
-        stamp = Stamp(at_ms, START_MS + at_ms, "S", 0)
-        for reading in decoder.receive(line, at_ms):
+    for number, (line, stamp) in enumerate(zip(lines, stamps(len(lines)), strict=True), start=1):
+        for reading in decoder.receive(line, stamp.boot_ms):
             book.take(reading, stamp)
         if number % COMMIT_ROWS == 0 or book.pending:
             card.perform(book.commit())
