@@ -212,11 +212,10 @@ class Bookkeeper:
         if flags is None:
             return
         at_ms, sealer = reading.at_ms, self._sealer
-        sealer.boot_ms, sealer.wall_ms = at_ms, stamp.wall_ms
+        _, wall_ms, status, error_ms = stamp
+        sealer.boot_ms, sealer.wall_ms = at_ms, wall_ms
         self.accepted += 1
-        decision = self.placement.decide(
-            at_ms, stamp.wall_ms, stamp.status, stamp.error_ms, self.cutter.end_s
-        )
+        decision = self.placement.decide(at_ms, wall_ms, status, error_ms, self.cutter.end_s)
         wall = decision.wall
         if decision is self._decision:  # nearly every row: nothing has changed
             self._count(reading, flags, wall)
@@ -344,19 +343,19 @@ class Bookkeeper:
 
     def _log_row(self, reading: Reading, flags: int, *, taken: bool = False) -> None:
         """Log a row, unless there is no room, or a block has `taken` it among those it lost."""
-        at_ms = reading.at_ms
+        at_ms, powers_mw, currents_ma, voltage_mv, apparent_mva, _, _ = reading
         base_ms = at_ms if self._row_ms is None else self._row_ms
         elapsed_ms = at_ms - base_ms
         if elapsed_ms > ELAPSED_MS_MAX:  # 49 days of silence: as if the run began here
             base_ms, elapsed_ms, self._row_body = at_ms, 0, b""
             self.log.finish_samples()
             self.sieve.cadence = Cadence(self._polling_ms)
-        _, powers_mw, currents_ma, voltage_mv, apparent_mva, _, _ = reading
-        if len(powers_mw) == 1:
-            clamps = powers_mw + currents_ma
+        if len(powers_mw) == 1:  # of one clamp, as most are: it saves two tuples
+            power_mw, current_ma = powers_mw[0], currents_ma[0]
+            body = self._pack(elapsed_ms, flags, 0, apparent_mva, voltage_mv, power_mw, current_ma)
         else:
-            clamps = tuple(chain.from_iterable(zip(powers_mw, currents_ma, strict=True)))
-        body = self._pack(elapsed_ms, flags, 0, apparent_mva, voltage_mv, *clamps)
+            clamps = chain.from_iterable(zip(powers_mw, currents_ma, strict=True))
+            body = self._pack(elapsed_ms, flags, 0, apparent_mva, voltage_mv, *clamps)
         if not taken:
             if self._losing or not self.storing:
                 self._losing = True

@@ -212,8 +212,8 @@ class Sealer:
 
     def commit(self) -> list[Operation]:
         """Return what makes all so far durable."""
-        operations = self._operations + self.log.take_operations()
-        self._operations = []
+        operations, self._operations = self._operations, []
+        operations += self.log.take_operations()
         return operations
 
     @property

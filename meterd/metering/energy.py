@@ -231,26 +231,27 @@ class Sieve:
         `ROW_GAP` says that no energy is counted since the row before (always so for a run's
         first), `ROW_ESTIMATED` that the voltage adaptor is out.
         """
-        flags = ROW_ESTIMATED if reading.estimated else 0
+        at_ms, _, currents_ma, _, _, estimated, line = reading
+        flags = ROW_ESTIMATED if estimated else 0
         last = self._last_at_ms
         if last is None:
             flags |= ROW_GAP
             self._same = 1
         else:
-            elapsed = reading.at_ms - last
+            elapsed = at_ms - last
             cadence = self.cadence
-            if reading.line == self._last_line:
+            if line == self._last_line:
                 if cadence.is_repeat(elapsed):
                     self.duplicates += 1
                     return None
                 self._same += 1
-                self.frozen = self._same >= FROZEN_LINES and any(reading.currents_ma)
+                self.frozen = self._same >= FROZEN_LINES and any(currents_ma)
             else:
                 self._same = 1
                 self.frozen = False
             if 2 * elapsed > GAP_CADENCES * cadence.twice_ms:
                 flags |= ROW_GAP
             cadence.add(elapsed)
-        self._last_at_ms = reading.at_ms
-        self._last_line = reading.line
+        self._last_at_ms = at_ms
+        self._last_line = line
         return flags
