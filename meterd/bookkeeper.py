@@ -17,7 +17,7 @@ from meterd.device.recovery import FROM_MS
 from meterd.device.rows import Rows
 from meterd.device.sealer import Sealer
 from meterd.ledger.account import DAY_S, Parameters
-from meterd.ledger.segment import ELAPSED_MS_MAX, row_struct
+from meterd.ledger.row import ELAPSED_MS_MAX, row_struct
 from meterd.metering.energy import (
     ROW_GAP,
     Cadence,

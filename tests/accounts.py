@@ -21,7 +21,8 @@ from meterd.init import create_account, read_genesis
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import take_apart
 from meterd.ledger.event import decode_event
-from meterd.ledger.segment import STREAMS, read_header, read_rows
+from meterd.ledger.row import read_rows
+from meterd.ledger.segment import STREAMS, read_header
 from meterd.ledger.stored import read_frames
 from meterd.metering.interval import FLAG_NAMES
 from meterd.replay import Replay, read_capture
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from meterd.device.card import Operation
     from meterd.ledger.block import Block
     from meterd.ledger.event import Event
-    from meterd.ledger.segment import Row
+    from meterd.ledger.row import Row
 
 SEED = bytes(range(32))
 SALT_SEED = b"salt of the tests"

@@ -28,7 +28,8 @@ from meterd.device.archive import Known, Verdict, segment_name, segment_numbers,
 from meterd.device.control_client import ControlClient
 from meterd.errors import AbsentError, EncodingError
 from meterd.init import create_account, read_genesis
-from meterd.ledger.segment import read_header, read_rows
+from meterd.ledger.row import read_rows
+from meterd.ledger.segment import read_header
 from tests.accounts import SEED, Account
 from tests.conftest import CI
 

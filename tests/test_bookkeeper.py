@@ -19,7 +19,8 @@ from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.errors import LedgerDamagedError
 from meterd.ledger.account import decode_parameters
 from meterd.ledger.block import UJ_MAX
-from meterd.ledger.segment import ELAPSED_MS_MAX, STREAMS, SampleHeader, read_header
+from meterd.ledger.row import ELAPSED_MS_MAX
+from meterd.ledger.segment import STREAMS, SampleHeader, read_header
 from tests.accounts import config_text, flag_names, folder
 from tests.rig import INTERVAL_S, MIDNIGHT_S, POLLING_MS, WATTS, RecordingCard, Rig
 

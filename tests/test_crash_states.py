@@ -30,7 +30,8 @@ from meterd.device.archive import segment_name, segment_numbers
 from meterd.device.prune import plan_prune
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.errors import LedgerDamagedError
-from meterd.ledger.segment import LINK_BYTES, STREAMS, read_header, walk_frames
+from meterd.ledger.row import LINK_BYTES
+from meterd.ledger.segment import STREAMS, read_header, walk_frames
 from tests.rig import INTERVAL_S, MIDNIGHT_S, POLLING_MS, RecordingCard, Rig
 
 if TYPE_CHECKING:

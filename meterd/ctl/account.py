@@ -25,7 +25,8 @@ from meterd.ledger.block import Block, decode_block
 from meterd.ledger.chain import Chain, open_chain
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
-from meterd.ledger.segment import STREAMS, Row, read_header, read_rows
+from meterd.ledger.row import Row, read_rows
+from meterd.ledger.segment import STREAMS, read_header
 from meterd.ledger.stored import SampleStream, read_frames
 
 if TYPE_CHECKING:

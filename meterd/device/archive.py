@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from meterd.errors import EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
 from meterd.ledger.chain import verify_seals
-from meterd.ledger.judge import Files, Tools
+from meterd.ledger.findings import Tools
+from meterd.ledger.judge import Files
 from meterd.ledger.segment import HEADER_BYTES_MAX, STREAMS, read_header
 from meterd.ledger.stored import SampleFile
 from meterd.ledger.verdict import Known, Verdict, verdict

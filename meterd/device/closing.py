@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from meterd.device.recovery import Recovered
     from meterd.device.rows import Rows
     from meterd.ledger.account import Parameters
-    from meterd.ledger.segment import Row, SampleHeader
+    from meterd.ledger.row import Row
+    from meterd.ledger.segment import SampleHeader
     from meterd.metering.interval import Cut, Wall
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from meterd.device.archive import segment_name
 from meterd.device.card import Operation
 from meterd.device.rows import ROWS_READ
-from meterd.ledger.segment import FrameHeader, Linker, SampleHeader, row_bytes
+from meterd.ledger.row import row_bytes
+from meterd.ledger.segment import FrameHeader, Linker, SampleHeader
 from meterd.ledger.stored import End
 
 if TYPE_CHECKING:

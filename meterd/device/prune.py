@@ -26,7 +26,8 @@ from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
-from meterd.ledger.segment import HEADER_BYTES_MAX, LINK_BYTES, SECRET_BYTES
+from meterd.ledger.row import LINK_BYTES
+from meterd.ledger.segment import HEADER_BYTES_MAX, SECRET_BYTES
 from meterd.ledger.stored import End, SampleFile, SampleStream, read_frames, read_samples
 
 if TYPE_CHECKING:

@@ -20,8 +20,10 @@ from meterd.errors import BlockRejectedError, EncodingError, LedgerDamagedError,
 from meterd.ledger.account import shaped
 from meterd.ledger.block import Energy
 from meterd.ledger.encoding import decode, digest, encode, seal, take_apart, verify_seal
-from meterd.ledger.judge import Findings, Start, judge
-from meterd.ledger.segment import LINK_BYTES, STREAMS, read_header
+from meterd.ledger.findings import Findings, Start
+from meterd.ledger.judge import judge
+from meterd.ledger.row import LINK_BYTES
+from meterd.ledger.segment import STREAMS, read_header
 from meterd.ledger.stored import End
 from meterd.metering.interval import STATUSES, Wall
 from meterd.metering.placement import CLOCK_EVENTS

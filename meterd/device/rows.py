@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterd.ledger.segment import Columns, read_rows
+from meterd.ledger.row import Columns, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from meterd.ledger.segment import Row, SampleHeader
+    from meterd.ledger.row import Row
+    from meterd.ledger.segment import SampleHeader
     from meterd.metering.interval import Wall
 
 ROWS_READ = 4096  # some 130 kB of a card's file

@@ -16,7 +16,7 @@ from meterd.ledger.block import UJ_MAX, Block, Clock, Energy
 from meterd.ledger.chain import verify_block
 from meterd.ledger.encoding import seal
 from meterd.ledger.event import Details, Event
-from meterd.ledger.judge import Start
+from meterd.ledger.findings import Start
 from meterd.metering.energy import obis_code
 
 if TYPE_CHECKING:

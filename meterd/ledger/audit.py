@@ -16,7 +16,8 @@ from hashlib import sha256
 from operator import add, mul
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.ledger.segment import LINK_BYTES, Columns, find_damaged_row, read_row, row_bytes
+from meterd.ledger.row import LINK_BYTES, Columns, read_row, row_bytes
+from meterd.ledger.segment import find_damaged_row
 from meterd.ledger.stored import Place
 from meterd.metering.energy import (
     APPARENT,

@@ -8,10 +8,12 @@ segments has the rows it sealed, and how far rows hold that no block takes yet.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from meterd.ledger.audit import SampleTask, Stretch, fingerprint_of, plan
-from meterd.ledger.segment import LINK_BYTES, Linker, find_damaged_row
+from meterd.ledger.findings import OpenSegment
+from meterd.ledger.row import LINK_BYTES
+from meterd.ledger.segment import Linker, find_damaged_row
 from meterd.ledger.stored import End, Place, SampleFile, SampleSegment, Tail, read_samples
 from meterd.metering.interval import ESTIMATED, LOST
 
@@ -20,16 +22,9 @@ if TYPE_CHECKING:
 
     from meterd.ledger.audit import SampleResult
     from meterd.ledger.block import Block
-    from meterd.ledger.judge import Findings, Start, Tools
+    from meterd.ledger.findings import Findings, Start, Tools
 
 TAIL_ROWS = 64  # to find fifteen time differences that are not 0
-
-
-class OpenSegment(NamedTuple):
-    """Rows that no block takes yet: a segment, and the number of the first of them."""
-
-    segment: SampleSegment
-    first_row: int
 
 
 def take_samples(

@@ -13,7 +13,8 @@ from meterd.errors import EncodingError
 from meterd.ledger.account import decode_genesis
 from meterd.ledger.chain import open_chain
 from meterd.ledger.encoding import digest
-from meterd.ledger.judge import Start, judge
+from meterd.ledger.findings import Start
+from meterd.ledger.judge import judge
 from meterd.ledger.segment import STREAMS, read_header
 from meterd.ledger.stored import Bad, End, Tail
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from meterd.ledger.chain import Chain, Head
-    from meterd.ledger.judge import Files, Findings, Tools
+    from meterd.ledger.findings import Findings, Tools
+    from meterd.ledger.judge import Files
     from meterd.ledger.segment import Header
 
 

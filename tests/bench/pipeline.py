@@ -23,7 +23,8 @@ from meterd.device.recovery import recover
 from meterd.household import read_recording
 from meterd.init import create_account
 from meterd.ledger.chain import open_chain
-from meterd.ledger.segment import LINK_BYTES, read_header, row_bytes, row_struct
+from meterd.ledger.row import LINK_BYTES, row_bytes, row_struct
+from meterd.ledger.segment import read_header
 from meterd.metering.board import BoardDecoder
 from meterd.metering.energy import ROW_GAP
 from meterd.software import software_id

@@ -12,16 +12,8 @@ from meterd.device import log as log_module
 from meterd.device.log import Log
 from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.event import Event
-from meterd.ledger.segment import (
-    LINK_BYTES,
-    STREAMS,
-    SampleHeader,
-    find_damaged_row,
-    read_header,
-    row_bytes,
-    row_struct,
-    walk_frames,
-)
+from meterd.ledger.row import LINK_BYTES, row_bytes, row_struct
+from meterd.ledger.segment import STREAMS, SampleHeader, find_damaged_row, read_header, walk_frames
 from meterd.ledger.stored import End
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from meterd.errors import BlockRejectedError, EncodingError, LedgerDamagedError
 from meterd.ledger.block import Energy
 from meterd.ledger.chain import Head, open_chain
 from meterd.ledger.encoding import encode, seal
-from meterd.ledger.judge import Start
+from meterd.ledger.findings import Start
 from meterd.ledger.segment import STREAMS
 from meterd.ledger.stored import End
 from meterd.metering.interval import Wall

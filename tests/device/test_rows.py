@@ -4,7 +4,8 @@ import pytest
 
 from meterd.device import rows as rows_module
 from meterd.device.rows import Rows, placed
-from meterd.ledger.segment import Linker, Row, SampleHeader, row_bytes, row_struct
+from meterd.ledger.row import Row, row_bytes, row_struct
+from meterd.ledger.segment import Linker, SampleHeader
 from meterd.metering.interval import Wall
 
 HEADER = SampleHeader(

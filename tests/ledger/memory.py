@@ -28,11 +28,12 @@ from meterd.ledger.block import Block, decode_block
 from meterd.ledger.chain import Chain, Head, open_block, verify_seals
 from meterd.ledger.encoding import take_apart
 from meterd.ledger.event import Event, decode_event
-from meterd.ledger.judge import Files, Tools
+from meterd.ledger.findings import Tools
+from meterd.ledger.judge import Files
+from meterd.ledger.row import LINK_BYTES
 from meterd.ledger.segment import (
     HEADER_BYTES_MAX,
     LENGTH_BYTES,
-    LINK_BYTES,
     STREAMS,
     FrameHeader,
     Header,

@@ -11,7 +11,8 @@ from meterd.device.archive import open_tools, read_files
 from meterd.device.recovery import CHECKPOINT_FILE, open_checkpoint
 from meterd.ledger.account import decode_genesis
 from meterd.ledger.chain import Chain, open_chain
-from meterd.ledger.judge import Findings, Start, judge
+from meterd.ledger.findings import Findings, Start
+from meterd.ledger.judge import judge
 from meterd.ledger.segment import STREAMS
 from meterd.ledger.stored import End
 from tests.ledger.memory import Stored, Street, lossy_account, sealed_account, unplaced_account

@@ -9,21 +9,23 @@ import pytest
 
 from meterd.errors import EncodingError
 from meterd.ledger.encoding import decode, encode
-from meterd.ledger.segment import (
-    FRAME_BYTES_MAX,
+from meterd.ledger.row import (
     LINK_BYTES,
     ROW_CLAMP,
     ROW_FIXED,
     Columns,
+    read_rows,
+    row_bytes,
+    row_struct,
+)
+from meterd.ledger.segment import (
+    FRAME_BYTES_MAX,
     FrameHeader,
     Header,
     Linker,
     SampleHeader,
     find_damaged_row,
     read_header,
-    read_rows,
-    row_bytes,
-    row_struct,
     stored_header,
     walk_frames,
 )

@@ -20,7 +20,8 @@ from meterd.ledger.account import Genesis, Parameters, standalone
 from meterd.ledger.block import Block, Clock, Energy
 from meterd.ledger.encoding import digest
 from meterd.ledger.event import Details, Event
-from meterd.ledger.segment import FrameHeader, SampleHeader, row_bytes, row_struct
+from meterd.ledger.row import row_bytes, row_struct
+from meterd.ledger.segment import FrameHeader, SampleHeader
 from meterd.metering.energy import between, integrate
 from tests.ledger.forge import Account
 
