@@ -16,6 +16,7 @@ from meterd.device.log import Log, OpenRows
 from meterd.device.recovery import FROM_MS
 from meterd.device.rows import Rows
 from meterd.device.sealer import Sealer
+from meterd.errors import StorageError
 from meterd.ledger.account import DAY_S, Parameters
 from meterd.ledger.row import ELAPSED_MS_MAX, row_struct
 from meterd.metering.energy import (
@@ -172,6 +173,11 @@ class Bookkeeper:
         self._day: int | None = None
         self.alarmed: Callable[..., None] = _nobody
 
+    @property
+    def losing(self) -> bool:
+        """Whether what is open has samples that no card keeps: only a seal saves its energy."""
+        return self._losing
+
     # --- starting ---------------------------------------------------------------------------
 
     def start(self, boot_ms: int, wall_ms: int, details: Details = ()) -> None:
@@ -206,12 +212,31 @@ class Bookkeeper:
 
     # --- readings ---------------------------------------------------------------------------
 
+    def outlasted(self, at_ms: int) -> bool:
+        """Say whether a reading at `at_ms` needs a new run.
+
+        A row says the time since the one before in 32 bits. After a longer silence a new segment
+        begins, whose header states the sums; where rows wait for their place, those may change yet.
+        """
+        last_ms = self._row_ms
+        late = last_ms is not None and at_ms - last_ms > ELAPSED_MS_MAX
+        return late and (self.placement.wall is None or self.placement.held)
+
     def take(self, reading: Reading, stamp: Stamp) -> None:
-        """Count a reading; where `again` is set then, `feed_again` must follow before the next."""
+        """Count a reading; where `again` is set then, `feed_again` must follow before the next.
+
+        Raises:
+            StorageError: The reading needs a new run: see `outlasted`.
+        """
         flags = self.sieve.admit(reading)
         if flags is None:
             return
         at_ms, sealer = reading.at_ms, self._sealer
+        if flags and self.outlasted(at_ms):  # such a silence is a hole
+            raise StorageError(
+                "no reading for 49 days, and the clock was not set: metering begins anew",
+                hint="nothing is lost; start it again",
+            )
         _, wall_ms, status, error_ms = stamp
         sealer.boot_ms, sealer.wall_ms = at_ms, wall_ms
         self.accepted += 1

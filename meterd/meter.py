@@ -31,7 +31,7 @@ from meterd.metering.board import BoardDecoder
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import FrameType
     from typing import NoReturn
 
@@ -121,7 +121,7 @@ class Meter:
             read=lambda number, begin, end: read_part(state, number, begin, end),
         )
         self.book.alarmed = self._alarmed
-        self._decoder = BoardDecoder(settings.rules)
+        self._decoder = BoardDecoder(settings.rules, joins=True)
         self.port_state = "closed"
         self.last: tuple[list[int], int, Stamp] | None = None
         self.published: Callable[[object], None] | None = None
@@ -249,7 +249,10 @@ class Meter:
         book.count_dropped(self._decoder.dropped)
         book.note_counts()
         book.event("stopped")
-        await self._flush()
+        await self.flush()
+        if book.losing:
+            book.seal_open()
+            await self.flush()
         log_event(self._logger, logging.INFO, "stopped", height=book.chain.head.height)
 
     async def _read_up(self) -> None:
@@ -270,7 +273,7 @@ class Meter:
         for reading in readings:
             book.take(reading, chunk.stamp)
             if book.again:
-                await self._flush()
+                await self.flush()
                 book.feed_again()
             mains = [
                 power
@@ -343,7 +346,7 @@ class Meter:
             self._written.clear()
             self._writes.put_nowait(operations)
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
         """Make all so far durable."""
         await self._idle()
         self._hand_over()
@@ -447,10 +450,3 @@ class Meter:
         """Lines dropped since the start, by kind."""
         duplicates = self.book.sieve.duplicates
         return self._decoder.dropped | ({"duplicate": duplicates} if duplicates else {})
-
-    async def perform(self, operations: Sequence[Operation]) -> None:
-        """Make what is in the log durable, then do `operations`."""
-        await self._flush()
-        self._written.clear()
-        self._writes.put_nowait(list(operations))
-        await self._idle()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from meterd.device.archive import read_files
+from meterd.device.archive import read_file, segment_name, segment_numbers
 from meterd.device.control import (
     EventRecord,
     Feed,
@@ -16,11 +17,11 @@ from meterd.device.control import (
     StatusReply,
 )
 from meterd.ledger.event import Event, decode_event
-from meterd.ledger.segment import STREAMS
-from meterd.ledger.stored import read_frames
+from meterd.ledger.segment import FRAME_BYTES_MAX, HEADER_BYTES_MAX, read_header, walk_frames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from meterd.meter import Meter
 
@@ -39,6 +40,27 @@ def record_of(event: Event) -> EventRecord:
     }
 
 
+def _segments_from(folder: Path, since: int) -> list[int]:
+    """Return the numbers of the segments that may have events numbered `since` or more."""
+    found: list[int] = []
+    for number in reversed(segment_numbers(folder)):
+        found.insert(0, number)
+        with (folder / segment_name(number)).open("rb") as file:
+            first = _events_of(file.read(HEADER_BYTES_MAX + FRAME_BYTES_MAX), 1)
+        if first and first[0].number <= since:
+            break
+    return found
+
+
+def _events_in(path: Path) -> list[Event]:
+    return _events_of(read_file(path), None)
+
+
+def _events_of(data: bytes, count: int | None) -> list[Event]:
+    header, _ = read_header(data, "events")
+    return [decode_event(frame.body) for frame in islice(walk_frames(data, header), count)]
+
+
 class Answers:
     """Answers for one meter (`control.Source`)."""
 
@@ -47,6 +69,8 @@ class Answers:
         self._meter = meter
         self._live: Feed[LiveReading] = Feed()
         self._events: Feed[EventRecord] = Feed()
+        self._reading = asyncio.Lock()
+        self._pruning = asyncio.Lock()
 
     def publish(self, _: object) -> None:
         """Hand the last reading to whoever listens."""
@@ -124,27 +148,38 @@ class Answers:
     async def events(self, since: int) -> AsyncIterator[EventRecord]:
         """Yield each event numbered `since` or more: from the card, then as they come."""
         with self._events.listener() as coming:
-            chain = self._meter.book.chain
             last = since - 1
-            files = read_files(self._meter.state_folder, dict.fromkeys(STREAMS, 0))
-            stream = read_frames("events", files.events, genesis=chain.genesis, meter=chain.meter)
-            for stored in stream.frames:
-                event = decode_event(stored.frame.body)
-                if event.number > last:
-                    last = event.number
-                    yield record_of(event)
+            async for event in self._stored_events(since):
+                last = event.number
+                yield record_of(event)
             async for record in coming:
                 if record["number"] > last:
                     last = record["number"]
                     yield record
 
+    async def _stored_events(self, since: int) -> AsyncIterator[Event]:
+        """Yield what is on the card, a segment at a time, beside the measuring and not before it.
+
+        One client's segment is read at a time: what all of them ask for together is bounded.
+        """
+        folder = self._meter.state_folder / "events"
+        for number in await asyncio.to_thread(_segments_from, folder, since):
+            async with self._reading:
+                events = await asyncio.to_thread(_events_in, folder / segment_name(number))
+            for event in events:
+                if event.number >= since:
+                    yield event
+
     async def prune(self, before_s: int) -> PruneReply:
         """Prune samples of sealed blocks that end before an instant."""
-        from meterd.device.prune import plan_prune
+        from meterd.device.prune import plan_prune, remove
 
         meter = self._meter
-        plan = await asyncio.to_thread(plan_prune, meter.state_folder, meter.book.chain, before_s)
-        for details in plan.events:
-            meter.book.event("pruned", details)
-        await meter.perform(plan.operations)
+        async with self._pruning:
+            chain = meter.book.chain
+            plan = await asyncio.to_thread(plan_prune, meter.state_folder, chain, before_s)
+            for details in plan.events:
+                meter.book.event("pruned", details)
+            await meter.flush()
+            await asyncio.to_thread(remove, plan.operations)
         return {"segments": len(plan.events), "bytes": plan.freed_bytes}

@@ -171,6 +171,10 @@ class Replay:
             )
         else:
             self._boot_ms = line.boot_ms
+        if book.outlasted(self._boot_ms):
+            self._end_boot()
+            book = self.book = self._begin(line)
+            self._ended = False
         self._last_wall_ms = line.wall_ms
         status = "S" if line.wall_ms >= WALL_MS_MIN else "R"
         stamp = Stamp(self._boot_ms, line.wall_ms, status, 0)

@@ -16,7 +16,7 @@ from meterd.device import log as log_module
 from meterd.device import rows as rows_module
 from meterd.device.archive import segment_name, segment_numbers
 from meterd.device.recovery import CHECKPOINT_FILE
-from meterd.errors import LedgerDamagedError
+from meterd.errors import LedgerDamagedError, StorageError
 from meterd.ledger.account import decode_parameters
 from meterd.ledger.block import UJ_MAX
 from meterd.ledger.row import ELAPSED_MS_MAX
@@ -377,6 +377,7 @@ steps_ms = st.sampled_from([*STEPS_MS, *(-ms for ms in STEPS_MS)])
 @example(begin_s=0, script=[(5, 130_000)], last=3)  # over whole intervals
 @example(begin_s=0, script=[(11, 9000)], last=3)  # behind a reading on the boundary
 @example(begin_s=0, script=[(6, -25_000), (3, 61_000)], last=3)  # back, then on past the end
+@example(begin_s=0, script=[(0, -55_000), (1, 130_000)], last=1)  # ... with little to seal
 @given(
     begin_s=st.integers(0, 60),
     script=st.lists(st.tuples(st.integers(0, 14), steps_ms), min_size=1, max_size=5),
@@ -630,10 +631,14 @@ def test_the_longest_silence_that_a_row_can_say(rig: Rig) -> None:
     rig.assert_good()
 
 
-def test_such_a_silence_without_the_time_is_placed_late(rig: Rig) -> None:
+def test_such_a_silence_without_the_time_needs_a_new_run(rig: Rig) -> None:
+    """The segment behind it would state sums that change once its rows are placed."""
     rig.start(60, status="R")
     rig.rows(30)
-    rig.row(300, ELAPSED_MS_MAX + 1)
+    with pytest.raises(StorageError, match="metering begins anew"):
+        rig.row(300, ELAPSED_MS_MAX + 1)
+    rig.stop()
+    rig.start(60 + ELAPSED_MS_MAX // 1000, status="R")
     rig.rows(14)
     rig.wait(0, step_ms=MIDNIGHT_S * 1000)
     rig.status = "S"

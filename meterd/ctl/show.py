@@ -64,7 +64,7 @@ def zone_of(name: str) -> tzinfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        note(f"the time zone {name} is not known here (package tzdata): times are in UTC")
+        note(f"the time zone {name[:40]!a} is not known here (package tzdata): times are in UTC")
         return UTC
 
 

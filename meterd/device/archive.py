@@ -6,6 +6,7 @@ Nothing here writes, and no lock is needed: what is appended while we read is le
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -45,6 +46,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 SEGMENT_SUFFIX = ".seg"
 GENESIS_FILE = "genesis.cbor"
+FILE_BYTES_MAX = 1 << 30  # a year of samples of one clamp, if none of it could be placed, is half
 NOTHING = MappingProxyType(dict.fromkeys(STREAMS, 0))
 
 
@@ -77,14 +79,31 @@ def read_file(path: Path) -> bytes:
     """Return the file's bytes.
 
     Raises:
-        StorageError: It cannot be read.
+        StorageError: It cannot be read, is no file, or is larger than any of an account's.
     """
     try:
-        return path.read_bytes()
+        with _open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise StorageError(
             f"cannot read {path}: {error.strerror}", hint="is this the folder of an account?"
         ) from error
+
+
+def _open_file(path: Path) -> BinaryIO:
+    """Open what a stranger says is a file of an account: it may be a pipe, a device, a sparse lie.
+
+    Raises:
+        StorageError: It is no file, or is larger than any of an account's.
+        OSError: It cannot be opened.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115, PTH123
+    said = os.fstat(file.fileno())
+    if stat.S_ISREG(said.st_mode) and said.st_size <= FILE_BYTES_MAX:
+        return file
+    file.close()
+    what = "is too large" if stat.S_ISREG(said.st_mode) else "is no file"
+    raise StorageError(f"{path} {what}", hint="is this the folder of an account?")
 
 
 def read_files(state: Path, after: Mapping[str, int] = NOTHING) -> Files:
@@ -137,7 +156,7 @@ class VanishedError(StorageError):
 def _open_samples(state: Path, number: int) -> BinaryIO:
     path = state / "samples" / segment_name(number)
     try:
-        return path.open("rb")
+        return _open_file(path)
     except FileNotFoundError as error:
         raise VanishedError(f"{path} has gone while it was read") from error
     except OSError as error:

@@ -88,7 +88,7 @@ class Card:
             if descriptor is not None:
                 os.close(descriptor)
         elif kind == "unlink":
-            path.unlink()
+            path.unlink(missing_ok=True)
         else:
             raise ValueError(kind)
 

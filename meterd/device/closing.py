@@ -14,7 +14,7 @@ from meterd.device.rows import placed
 from meterd.errors import LedgerDamagedError
 from meterd.ledger.encoding import digest
 from meterd.metering.energy import APPARENT, Register, mapping, quantities
-from meterd.metering.interval import LOST, Base, Cutter
+from meterd.metering.interval import LOST, STEP_MS, Base, Cutter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -149,7 +149,9 @@ def close_runs(
         walls = recovered.walls.get(run, ())
         if at is not None:
             at_ms, point = at
-            wall = None if _ends_at_a_step(recovered, interval_s) else _wall_at(walls, at_ms)
+            wall = _wall_at(walls, at_ms)
+            if wall and _ends_at_a_step(recovered, interval_s, at_ms + wall.offset_ms):
+                wall = None
             base = base._replace(at_ms=at_ms, point=point, wall=wall)
         cutter = Cutter(interval_s=interval_s, quantities=terms.quantities, base=base)
         stored = [
@@ -207,14 +209,16 @@ def _wall_at(walls: tuple[tuple[int, Wall], ...], at_ms: int) -> Wall | None:
     return known[-1] if known else None
 
 
-def _ends_at_a_step(recovered: Recovered, interval_s: int) -> bool:
+def _ends_at_a_step(recovered: Recovered, interval_s: int, last_ms: int) -> bool:
     """Say whether the last block, of a run that went on, was closed by a step (or by a hole).
 
-    Such a one ends inside an interval, or covers what the step left out. The step is told there.
+    Such a one ends inside an interval, covers what the step left out, or ends elsewhere than where
+    its energy does, at `last_ms` of wall time. The step is told there.
     """
     blocks = recovered.found.blocks[-1:]
     jumped = any(not block.records and not block.clock.measured_ms for block in blocks)
-    return jumped or (recovered.found.chain.head.end_s or 0) % interval_s != 0
+    end_s = recovered.found.chain.head.end_s or 0
+    return jumped or end_s % interval_s != 0 or abs(last_ms - end_s * 1000) > STEP_MS
 
 
 def _end(cutter: Cutter) -> Iterator[Cut]:

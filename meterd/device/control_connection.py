@@ -47,6 +47,7 @@ BACKLOG_MAX = 16  # connected and not taken yet; past it connect(2) waits
 CALL_BYTES_MAX = 16_384  # the longest call is below 200 bytes
 CALLS_WAITING_MAX = 64  # sent ahead without reading the answers
 REPLIES_WAITING_MAX = 64  # refusals included; past this nobody reads them
+IDLE_S_MAX = 30.0  # a client that asks nothing for so long leaves its place to another
 STALL_S_MAX = 10.0  # a client that takes nothing for so long is gone or hung
 
 
@@ -96,6 +97,7 @@ class Connection(VarlinkServerProtocol):
         self._calls_waiting = 0
         self._unsent = 0
         self._stall: asyncio.TimerHandle | None = None
+        self._idle = loop.call_later(IDLE_S_MAX, self.drop)
         self._link = _Transport(loop, connected, connected, self)
 
     def drop(self) -> None:
@@ -155,7 +157,8 @@ class Connection(VarlinkServerProtocol):
         """Begin to answer a call; what is returned holds back the next one until it is done."""
         task = self._loop.create_task(self._answer(call), name=f"answer {call.method}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._idle.cancel()
+        task.add_done_callback(self._answered)
         if call.more:
             self._streams = True
             task.add_done_callback(self._stream_ended)
@@ -215,6 +218,12 @@ class Connection(VarlinkServerProtocol):
         await asyncio.wait((sent,))
         return sent.exception() is None
 
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks and not self.dropped:
+            self._idle.cancel()
+            self._idle = self._loop.call_later(IDLE_S_MAX, self.drop)
+
     def _stream_ended(self, task: asyncio.Task[None]) -> None:
         self._streams = False
         error = None if task.cancelled() else task.exception()
@@ -232,6 +241,7 @@ class Connection(VarlinkServerProtocol):
             self._stall = self._loop.call_later(STALL_S_MAX, self.drop)
 
     def _stop(self) -> None:
+        self._idle.cancel()
         for task in self._tasks:
             task.cancel()
         if self._stall is not None:

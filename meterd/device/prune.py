@@ -169,7 +169,7 @@ def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
         plan = plan_prune(state, chain, before_s)
         if plan.events:
             card.perform(_append(state, chain, recovered, plan.events))
-        _remove(card, plan.operations)
+        remove(plan.operations)
     finally:
         card.close()
         os.close(held)
@@ -203,9 +203,15 @@ def _append(
     return log.take_operations()
 
 
-def _remove(card: Card, operations: tuple[Operation, ...]) -> None:
+def remove(operations: tuple[Operation, ...]) -> None:
+    """Remove the files that a plan names, once its events are durable.
+
+    Raises:
+        DeniedError: They are not this user's to remove, or append-only.
+        StorageError: The card failed. The account is good with these files and without.
+    """
     try:
-        card.perform(operations)
+        Card().perform(operations)
     except StorageError as error:
         if isinstance(error.__cause__, PermissionError):
             raise DeniedError(

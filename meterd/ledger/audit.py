@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from meterd.ledger.segment import SampleHeader
 
 
+POLLING_DIGITS = 9  # ten days; nobody's number of thousands of digits is worked out
+
+
 class Stretch(NamedTuple):
     """Rows of one segment that one block takes.
 
@@ -145,7 +148,7 @@ def _misfit(task: SampleTask) -> str:
     polling_ms = dict(parameters.settings).get("board.polling_ms", "")
     if not of.mains or len(codes) != 2 + of.apparent + len(of.circuits):
         return "the parameter record's registers are not those of its clamps"
-    if not (polling_ms.isascii() and polling_ms.isdecimal()):
+    if not (polling_ms.isascii() and polling_ms.isdecimal() and len(polling_ms) <= POLLING_DIGITS):
         return "the parameter record states no polling interval"
     if len(header.sums) != len(codes) or header.row_bytes != row_bytes(len(parameters.roles)):
         return "the header does not fit its parameter record"

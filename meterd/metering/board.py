@@ -83,8 +83,14 @@ class BoardDecoder:
         last_dropped: What was dropped last, at most `LINE_BYTES_MAX` bytes of it.
     """
 
-    def __init__(self, rules: BoardRules) -> None:
+    def __init__(self, rules: BoardRules, *, joins: bool = False) -> None:
         """Prepare to decode lines by `rules`.
+
+        Args:
+            rules: What a line says.
+            joins: The first line, and the first after `reopen`, may have begun before we listened.
+                Where what is left of it could pass for a whole one (a layout of several lengths,
+                or without a node in front), it is dropped.
 
         Raises:
             ConfigError: No field measures a used clamp, or a setting has no meaning.
@@ -92,6 +98,8 @@ class BoardDecoder:
         self._read_by_count = {
             len(fields): Calibration(rules, fields).reading for fields in rules.fields
         }
+        alike = len(rules.fields) > 1 or any(fields[0] != "node" for fields in rules.fields)
+        self._drop_first = joins and alike
         self._pending = b""  # the line that has not ended yet
         self._first = True  # the next line to end may have begun before we listened
         self._oversized = False  # the line that has not ended yet is counted already
@@ -123,6 +131,8 @@ class BoardDecoder:
                     _refuse_what_is_no_measurement(line)
                 read = self._read_by_count.get(len(texts))
                 if read is not None:
+                    if self._first and self._drop_first:
+                        raise DroppedError("partial")  # noqa: TRY301
                     readings.append(read(texts, line, at_ms))
                 elif texts:
                     self._drop("partial" if self._first else "field_count", line)
