@@ -3,7 +3,7 @@
 Data goes to stdout. What is wrong goes to stderr, and below it what to try:
 
     meterctl: error: there is no settings file meterd.toml
-    meterctl: hint: write one with `meterctl init`, or name another with --config
+    meterctl: hint: write one with `meterctl init`, or name another file
 
 An error that meterd expects never shows a traceback; one that it does not expect always does.
 """
@@ -150,7 +150,7 @@ def _of_system(error: OSError) -> MeterdError:
     if isinstance(error, PermissionError):
         return DeniedError(sentence, hint="run it as the user meterd or as root, or mend the mode")
     if error.errno in _BUSY:
-        return BusyError(sentence, hint="look for another meterd: `systemctl status meterd`")
+        return BusyError(sentence, hint="look for another meterd: `pgrep -a meterd`")
     if error.errno in _ABSENT or isinstance(error, TimeoutError):
         return AbsentError(sentence, hint="see that it is there and that its name is right")
     return StorageError(sentence, hint=_STORAGE_HINTS.get(error.errno or 0, ""))

@@ -176,7 +176,7 @@ def load(path: Path) -> Settings:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(
             f"there is no settings file {path}",
-            hint="write one with `meterctl init`, or name another with --config",
+            hint="write one with `meterctl init`, or name another file",
         ) from error
     except PermissionError as error:
         raise DeniedError(
@@ -339,6 +339,9 @@ def _settings(reader: _Reader) -> Settings | None:
     clock, log, control = reader.table("clock"), reader.table("log"), reader.table("control")
     alternatives = _alternatives(reader, board)
     _check_interval(reader, meter, board)
+    if board.get("port") == "/dev/serial0":
+        problem = "which port serial0 stands for differs: on a Pi 5 it is the debug header"
+        reader.wrong(("board", "port"), problem, 'name it: "/dev/ttyAMA0"', warning=True)
     _check_clamps(reader, clamps, alternatives)
     if not all(mistake.warning for _, mistake in reader.found):
         return None
@@ -420,13 +423,23 @@ def _check_clamps(
         elif not all(number in measurable_channels(fields) for fields in alternatives):
             problem = f"no field of the layout measures channel {number}"
             reader.wrong(place, problem, 'set role = "unused"')
-        elif clamp.get("reversed") and not any(f"RP{number}" in fields for fields in alternatives):
-            problem = "no direction is measured on this channel: export cannot be seen"
-            hint = "set it to false; only a board with a voltage adaptor tells the direction"
-            reader.wrong((*place, "reversed"), problem, hint, warning=True)
+        elif alternatives and not any(f"RP{number}" in fields for fields in alternatives):
+            _warn_of_direction(reader, clamp, place)
     roles = [clamp.get("role") for clamp in clamps]
     if clamps and "mains" not in roles and None not in roles:
         reader.wrong(("clamp",), "no clamp has the role mains", "one is round the mains cable")
+
+
+def _warn_of_direction(reader: _Reader, clamp: dict[str, Any], place: Place) -> None:
+    """Only real power has a sign."""
+    if clamp.get("reversed"):
+        problem = "no direction is measured on this channel: export cannot be seen"
+        hint = "set it to false; only a board with a voltage adaptor tells the direction"
+        reader.wrong((*place, "reversed"), problem, hint, warning=True)
+    elif clamp.get("role") == "mains":
+        problem = "no direction is measured on this channel: export is counted as import"
+        hint = "where the house feeds into the grid, take a board with a voltage adaptor"
+        reader.wrong((*place, "role"), problem, hint, warning=True)
 
 
 def _syntax_mistake(text: str, error: Exception) -> Mistake:

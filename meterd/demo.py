@@ -60,6 +60,13 @@ reserve_mb = 1
 """
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterd demo`."""
     parser.epilog = """examples:
@@ -68,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   meterd demo --csv my-house.csv    columns timestamp,voltage_v,current_a,active_power_w
 """
     parser.add_argument(
-        "--for", dest="seconds", type=float, metavar="SECONDS", help="end after so long"
+        "--for", dest="seconds", type=_seconds, metavar="SECONDS", help="end after so long"
     )
     parser.add_argument("--json", action="store_true", help="print a summary as JSON at the end")
     parser.add_argument(

@@ -46,7 +46,7 @@ SECRET_BYTES = 32
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ROW_BYTES = 32  # a row of one clamp
 STORAGE_DAYS_MIN = 30  # less room than this is an alarm
-UNREAD_BYTES_MAX = 1024  # some 20 lines without a good one among them: no line noise
+UNREAD_BYTES_MAX = 300  # some 6 lines without a good one among them: no line noise
 
 
 class Chunk(NamedTuple):

@@ -252,6 +252,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load(arguments.config)
     seed = _hex(arguments.key, "--key", 32) if arguments.key else os.urandom(32)
     salt_seed = _hex(arguments.salt_seed, "--salt-seed", None) if arguments.salt_seed else b""
+    _check_capture(arguments.capture)
     genesis = create_account(arguments.state, settings, seed)
     held = lock(arguments.state)
     replay = Replay(
@@ -266,20 +267,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _feed(replay: Replay, capture: str) -> None:
+def _check_capture(capture: str) -> None:
+    """See that there is one before an account is made for it."""
     if capture == "-":
-        for line in read_capture(sys.stdin.buffer, "stdin"):
-            replay.feed(line)
         return
     try:
-        size = Path(capture).stat().st_size
-        file = open(capture, "rb")  # noqa: PTH123, SIM115 - closed below
+        with open(capture, "rb") as file:  # noqa: PTH123 - a name as it was given
+            file.peek(1)
     except OSError as error:
         raise AbsentError(
             f"cannot read the capture {capture}: {error.strerror}",
             hint="name a file of lines unix_s<TAB>[boot_ms<TAB>]raw",
         ) from error
-    with file, progress_bar("replaying", size) as advance:
+
+
+def _feed(replay: Replay, capture: str) -> None:
+    if capture == "-":
+        for line in read_capture(sys.stdin.buffer, "stdin"):
+            replay.feed(line)
+        return
+    path = Path(capture)
+    with path.open("rb") as file, progress_bar("replaying", path.stat().st_size) as advance:
         for line in read_capture(file, capture):
             replay.feed(line)
             if line.number % 4096 == 0:

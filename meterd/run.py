@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterd.config import load
-from meterd.device.card import lock
+from meterd.device.card import check_writable, lock
 from meterd.device.clock import BUILD_S, Clock, ScaledClock, SystemClock
 from meterd.device.systemd import Manager, journal_logger, log_event
 from meterd.errors import ConfigError
@@ -105,6 +105,7 @@ def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tupl
     if scaled:
         settings = replace(settings, clock=replace(settings.clock, trust="always"))
     held = lock(state)
+    check_writable(state)
     meter = Meter(
         state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
     )

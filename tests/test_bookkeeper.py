@@ -21,7 +21,7 @@ from meterd.ledger.account import decode_parameters
 from meterd.ledger.block import UJ_MAX
 from meterd.ledger.row import ELAPSED_MS_MAX
 from meterd.ledger.segment import STREAMS, SampleHeader, read_header
-from tests.accounts import config_text, flag_names, folder
+from tests.accounts import config_text, flag_names, folder, replay_lines
 from tests.rig import INTERVAL_S, MIDNIGHT_S, POLLING_MS, WATTS, RecordingCard, Rig
 
 if TYPE_CHECKING:
@@ -649,6 +649,20 @@ def test_such_a_silence_without_the_time_needs_a_new_run(rig: Rig) -> None:
     rig.rows(3)
     rig.commit()
     rig.assert_good()
+
+
+def test_a_replay_of_such_a_silence_begins_a_run(tmp_path: Path) -> None:
+    """Powers whose boundary readings are floored: the sums do change once rows are placed."""
+    lines = [f"{n * 5}\t{n * 5000}\t11 {310 + n * n % 7}.7 0 0 0 0 0 230" for n in range(30)]
+    late_ms = 30 * 5000 + ELAPSED_MS_MAX
+    lines += [f"{9 + n * 5}\t{late_ms + n * 5000}\t11 {n % 9}.3 0 0 0 0 0 230" for n in range(30)]
+    late_ms += 150_000
+    lines += [
+        f"{MIDNIGHT_S + n * 5}\t{late_ms + n * 5000}\t11 {n % 9}.3 0 0 0 0 0 230" for n in range(30)
+    ]
+    account = replay_lines(lines, TEXT, tmp_path / "account")
+    assert account.verify().verdict == "good"
+    assert account.accepted == 90
 
 
 def test_a_tick_closes_an_interval_that_nothing_comes_for(rig: Rig) -> None:

@@ -63,7 +63,7 @@ def test_the_status_of_main_is_the_program_s() -> None:
             OSError(errno.EBUSY, "Device or resource busy", "/dev/ttyAMA0"),
             75,
             "meterctl: error: /dev/ttyAMA0: device or resource busy\n"
-            "meterctl: hint: look for another meterd: `systemctl status meterd`\n",
+            "meterctl: hint: look for another meterd: `pgrep -a meterd`\n",
             id="a busy port",
         ),
         pytest.param(OSError("odd"), 74, "meterctl: error: odd\n", id="whatever else fails"),

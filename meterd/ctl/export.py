@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     account.close()
     last = account.blocks[-1].block.height if account.blocks else 0
     raise AbsentError(
-        f"there is no block {options.height}: the last is block {last}",
+        f"there is no block {options.height}: "
+        + (f"the last is block {last}" if last else "nothing is sealed yet"),
         hint="an interval is sealed at its end; `meterctl blocks` lists them",
     )

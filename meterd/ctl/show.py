@@ -143,9 +143,12 @@ def _print_rich(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> boo
             min_width=column.width,
             overflow="fold",
         )
+    console = Console()
+    if sum(max(column.width, len(column.title)) + len(GAP) for column in columns) > console.width:
+        return False  # it would leave columns out
     for cells in rows:
         table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+    console.print(table)
     return True
 
 

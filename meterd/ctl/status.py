@@ -127,7 +127,8 @@ def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
     opened = reply["open"]
     if opened:
         power = opened["power_mw"]
-        watts = "" if power is None else f", {thousandths(power, 1)} W now"
+        there = power is not None and reply.get("port") == "open"
+        watts = f", {thousandths(power, 1)} W now" if there else ""
         since = f" since {local(opened['start_s'], zone)}" if opened["start_s"] is not None else ""
         found.append(f"open       {count(opened['records'], 'row')}{since}{watts}")
     span = "since the start" if live else "in all"

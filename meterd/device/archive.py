@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from meterd.errors import EncodingError, StorageError
+from meterd.errors import DeniedError, EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
 from meterd.ledger.chain import verify_seals
 from meterd.ledger.findings import Tools
@@ -84,6 +84,10 @@ def read_file(path: Path) -> bytes:
     try:
         with _open_file(path) as file:
             return file.read()
+    except PermissionError as error:
+        raise DeniedError(
+            f"no permission to read {path}", hint="run as the account's owner, or with sudo"
+        ) from error
     except OSError as error:
         raise StorageError(
             f"cannot read {path}: {error.strerror}", hint="is this the folder of an account?"
@@ -255,5 +259,5 @@ def verify(
                 return verdict(genesis, read_files(state), tools, known)
             except VanishedError:  # pruned while we looked; an event tells of it by now
                 return verdict(genesis, read_files(state), tools, known)
-    except StorageError as error:
+    except (StorageError, DeniedError) as error:
         return Verdict(verdict="unreadable", key=known.key_said, reason=str(error))

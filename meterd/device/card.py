@@ -154,6 +154,20 @@ def _refused(operation: Operation, error: OSError) -> MeterdError:
     return StorageError(what, hint=hint)
 
 
+def check_writable(state: Path) -> None:
+    """See at the start, and not at the first commit, whether the streams are ours to write.
+
+    Raises:
+        DeniedError: One is not.
+    """
+    for name in ("samples", "events", "blocks"):
+        folder = state / name
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise DeniedError(
+                f"no permission to write {folder}", hint="run as the account's owner, or with sudo"
+            )
+
+
 def lock(state: Path) -> int:
     """Take the one writer's lock of the account in `state`; it is held until the process ends.
 
@@ -179,7 +193,7 @@ def lock(state: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        hint = "is meterd already running? see `systemctl status meterd` or `meterctl status`"
+        hint = "is meterd already running? see `meterctl status`"
         raise BusyError(f"another process writes the account in {state}", hint=hint) from error
     except OSError as error:
         os.close(descriptor)

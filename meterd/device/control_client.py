@@ -89,7 +89,7 @@ class ControlClient:
             except OSError as error:
                 raise AbsentError(
                     f"no meterd answers at {self._path}",
-                    hint="start it with `systemctl start meterd`, or name its socket",
+                    hint="start it: `meterd run --config FILE`; or name its socket",
                 ) from error
             with contextlib.suppress(BrokenPipeError):  # refused: the reason is there to be read
                 call["method"] = f"{INTERFACE}.{method}"

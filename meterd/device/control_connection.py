@@ -314,4 +314,4 @@ def _remove_stale(path: Path) -> None:
             return
         except BlockingIOError:
             pass  # somebody listens, with more calling than it has taken yet
-    raise BusyError(f"another meterd answers at {path}", hint="stop it: `systemctl stop meterd`")
+    raise BusyError(f"another meterd answers at {path}", hint="stop it first: `pgrep -a meterd`")

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from meterd.device import archive
 from meterd.device.archive import (
+    FILE_BYTES_MAX,
     Known,
     VanishedError,
     meter_of,
+    read_file,
     read_files,
     read_part,
     segment_name,
     segment_numbers,
     verify,
 )
-from meterd.errors import EncodingError, StorageError
+from meterd.errors import DeniedError, EncodingError, StorageError
 from meterd.ledger.verdict import verdict
 from tests.ledger.memory import Stored, sealed_account
 
@@ -100,3 +104,31 @@ def test_an_account_says_whose_it_is(state: Path) -> None:
             (state / name / segment_name(number)).unlink()
     with pytest.raises(EncodingError, match="no segment has a header that can be read"):
         meter_of(state)
+
+
+@pytest.mark.parametrize("name", ["genesis.cbor", "blocks/00000001.seg", "samples/00000001.seg"])
+def test_what_is_no_file_is_not_waited_for(state: Path, name: str) -> None:
+    (state / name).unlink()
+    os.mkfifo(state / name)
+    found = verify(state, Known())
+    assert found.verdict == "unreadable"
+    assert found.reason.endswith(f"{name} is no file")
+
+
+def test_a_file_larger_than_any_is_not_read(state: Path) -> None:
+    last = max((state / "events").iterdir())
+    os.truncate(last, FILE_BYTES_MAX + 1)  # sparse: it takes no room
+    found = verify(state, Known())
+    assert (found.verdict, found.reason) == ("unreadable", f"{last} is too large")
+
+
+def test_an_account_that_may_not_be_read_is_unreadable(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DeniedError, match="no permission to read"):
+        read_file(state / "genesis.cbor")
+    assert verify(state, Known()).verdict == "unreadable"

@@ -401,6 +401,30 @@ def test_a_client_that_takes_nothing_is_cut_off_and_delays_nobody(
     asyncio.run(stall())
 
 
+def test_a_client_that_asks_nothing_leaves_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_connection, "IDLE_S_MAX", 0.05)
+
+    async def idle() -> None:
+        async with served(tmp_path / "control") as running:
+            silent, first = await running.raw()
+            asked, writer = await running.raw()
+            writer.write(call("Status"))
+            await asked.readuntil(b"\0")
+            live, streaming = await running.raw()
+            streaming.write(call("Live", more=True))
+            assert await silent.read() == b""
+            assert await asked.read() == b""
+            assert running.server.dropped == 2
+            running.meter.readings.publish(reading(7))
+            assert b'"power_mw":7' in (await live.readuntil(b"\0")).replace(b" ", b"")
+            for one in (first, writer, streaming):
+                one.close()
+
+    asyncio.run(idle())
+
+
 def test_refusals_that_nobody_reads_do_not_pile_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

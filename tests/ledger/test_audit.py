@@ -187,6 +187,12 @@ def row_power(account: Account, segment: int, row: int) -> None:
             id="the record states no polling interval",
         ),
         pytest.param(
+            lambda account: record(account, settings=(("board.polling_ms", "9" * 5000),)),
+            1,
+            "states no polling interval",
+            id="the record's polling interval has no end",
+        ),
+        pytest.param(
             lambda account: record(account, settings=(("board.polling_ms", "often"),)),
             1,
             "states no polling interval",

@@ -487,6 +487,26 @@ def test_a_first_line_that_reads_well_is_taken() -> None:
     assert len(BoardDecoder(rules()).receive(GOOD, at_ms=0)) == 1
 
 
+@pytest.mark.parametrize(
+    ("board_rules", "line"),
+    [
+        pytest.param(rules("rpict3t1"), b"11 0.0 0.0 0.0 24.5", id="as long as another"),
+        pytest.param(rules("custom", fields="RP1 Irms1"), b"2000.0 8.7", id="no node in front"),
+    ],
+)
+def test_a_first_line_whose_beginning_nobody_can_tell_is_dropped(
+    board_rules: BoardRules, line: bytes
+) -> None:
+    board = BoardDecoder(board_rules, joins=True)
+    for _ in range(2):
+        assert board.receive(line + b"\r\n", at_ms=0) == []
+        assert board.dropped.pop("partial") == 1
+        assert len(board.receive(line + b"\r\n", at_ms=5000)) == 1
+        board.reopen()
+    assert len(BoardDecoder(board_rules).receive(line + b"\r\n", at_ms=0)) == 1, "a capture's"
+    assert len(BoardDecoder(rules(), joins=True).receive(GOOD, at_ms=0)) == 1
+
+
 def test_a_line_that_was_cut_by_the_reopening_is_partial() -> None:
     board = opened(rules())
     board.receive(GOOD[:20], at_ms=0)
