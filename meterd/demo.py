@@ -7,6 +7,7 @@ stranger, with nothing but the public key, verifies the account.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -27,7 +28,6 @@ from meterd.household import local_ms, read_recording
 from meterd.init import create_account
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterator
 
     from meterd.device.archive import Verdict
@@ -61,9 +61,12 @@ reserve_mb = 1
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
     return seconds
 
 

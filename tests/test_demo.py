@@ -175,7 +175,8 @@ def test_a_terminal_shows_a_table_that_lives(tmp_path: Path) -> None:
     [
         (("--speed", "0"), 64, "--speed: expected 1 or more"),
         (("--csv", "absent.csv"), 69, "cannot read absent.csv"),
-        (("--for", "soon"), 64, "invalid float value"),
+        (("--for", "soon"), 64, "--for: expected seconds, more than 0, got 'soon'"),
+        (("--for", "0"), 64, "--for: expected seconds, more than 0, got '0'"),
     ],
 )
 def test_a_demo_asked_wrongly_says_what_is_wrong(
