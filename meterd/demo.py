@@ -250,7 +250,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.speed < 1:
         raise UsageError(f"--speed: expected 1 or more, got {arguments.speed}")
     house = choose_house(arguments.csv, arguments.seed)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in INTERRUPTS:
+        signal.signal(number, _interrupt)
     with contextlib.ExitStack() as stack:
         folder = arguments.keep
         if folder is None:
@@ -270,6 +271,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
+    """End the show, once: what a second signal asks for is being done."""
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
