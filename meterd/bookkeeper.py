@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from meterd.device.recovery import Recovered
     from meterd.ledger.chain import Chain
     from meterd.ledger.event import Details, Event
+    from meterd.ledger.pruning import Pruned
     from meterd.ledger.stored import End
     from meterd.metering.reading import BoardRules, Reading
 
@@ -481,6 +482,10 @@ class Bookkeeper:
     @told.setter
     def told(self, told: Callable[[Event], None]) -> None:
         self._sealer.told = told
+
+    def prune(self, pruned: Pruned) -> None:
+        """Append the event that says that a segment goes; durable before the file does."""
+        self._sealer.prune(pruned)
 
     def raise_alarm(self, kind: str, text: str, *, stands: bool) -> bool:
         """Let an alarm stand or fall; an event tells of each change. Returns whether it changed."""

@@ -178,8 +178,8 @@ class Answers:
         async with self._pruning:
             chain = meter.book.chain
             plan = await asyncio.to_thread(plan_prune, meter.state_folder, chain, before_s)
-            for details in plan.events:
-                meter.book.event("pruned", details)
+            for pruned in plan.pruned:
+                meter.book.prune(pruned)
             await meter.flush()
             await asyncio.to_thread(remove, plan.operations)
-        return {"segments": len(plan.events), "bytes": plan.freed_bytes}
+        return {"segments": len(plan.pruned), "bytes": plan.freed_bytes}

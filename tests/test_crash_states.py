@@ -246,8 +246,8 @@ def play_pruning(folder: Path) -> Played:
     book = play.rig.book
     plan = plan_prune(play.rig.state, book.chain, MIDNIGHT_S)
     assert plan.rows > 20
-    for details in plan.events:
-        book.event("pruned", details)
+    for pruned in plan.pruned:
+        book.prune(pruned)
     play.commit()
     play.card.perform(plan.operations)
     play.go(14)

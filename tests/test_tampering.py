@@ -570,7 +570,7 @@ def pruned_account(state: Path) -> Stored:
         stored = street.stored
         following, _ = stored.header("samples", number + 1)
         rows = len(stored.bodies("samples", number))
-        details = (("segment", number), ("rows", rows), ("digest", following.previous_digest))
+        details = stored.pruned_details(number, rows, following.previous_digest)
         street.event("pruned", details).commit()
     return street.feed((118, 80, 4)).finish().stored
 
@@ -590,9 +590,8 @@ def test_samples_that_are_gone_without_an_event_are_bad(sealed: Stored) -> None:
     verdict = gone.judge()
     assert verdict.first_bad is not None
     assert (verdict.first_bad.height, verdict.first_bad.segment) == (1, 1)
-    told_of_one = gone.with_segment("samples", 2, None).with_event(
-        "pruned", (("segment", 1), ("rows", 4), ("digest", previous_digest(sealed, 2)))
-    )
+    told_of_one = gone.with_segment("samples", 2, None)
+    told_of_one = told_of_one.with_pruned(1, 4, previous_digest(sealed, 2))
     verdict = told_of_one.judge()
     assert verdict.first_bad is not None
     assert (verdict.first_bad.height, verdict.first_bad.segment) == (3, 2)
@@ -606,14 +605,31 @@ def previous_digest(stored: Stored, number: int) -> bytes:
 @pytest.mark.parametrize("rows", [3, 5])
 def test_an_event_that_counts_pruned_rows_wrongly_is_found(sealed: Stored, rows: int) -> None:
     digest = previous_digest(sealed, 2)
-    details = (("segment", 1), ("rows", rows), ("digest", digest))
-    verdict = sealed.with_segment("samples", 1, None).with_event("pruned", details).judge()
+    verdict = sealed.with_segment("samples", 1, None).with_pruned(1, rows, digest).judge()
     assert verdict.verdict == "bad"
 
 
+def test_a_pruning_that_the_meter_did_not_seal_is_found(sealed: Stored) -> None:
+    """Links have no key: whoever writes the card may say that samples went."""
+    full = previous_digest(sealed, 2)
+    gone = sealed.with_segment("samples", 1, None)
+    assert gone.with_pruned(1, 4, full).judge().verdict == "good"
+    details = sealed.pruned_details(1, 4, full)
+    forged = [
+        sealed.pruned_details(1, 4, full, STRANGER_SEED),
+        details[:3],
+        (*details[:3], ("seal", b"")),
+        (("segment", 2), *details[1:]),
+        (details[0], ("rows", 3), *details[2:]),
+    ]
+    for said in forged:
+        bad = gone.with_event("pruned", said).judge().first_bad
+        assert bad is not None
+        assert bad.stream in {"events", "samples"}
+
+
 def test_an_event_that_names_another_end_of_what_was_pruned_is_found(sealed: Stored) -> None:
-    details = (("segment", 1), ("rows", 4), ("digest", bytes(32)))
-    verdict = sealed.with_segment("samples", 1, None).with_event("pruned", details).judge()
+    verdict = sealed.with_segment("samples", 1, None).with_pruned(1, 4, bytes(32)).judge()
     assert verdict.first_bad is not None
     assert (verdict.first_bad.segment, verdict.first_bad.height) == (2, 3)
     assert "does not follow the segment before" in verdict.first_bad.reason

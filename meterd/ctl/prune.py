@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _told(plan: PrunePlan) -> tuple[int, int]:
-    return len(plan.events), plan.freed_bytes
+    return len(plan.pruned), plan.freed_bytes
 
 
 def _prune(options: argparse.Namespace, account: StoredAccount, before_s: int) -> tuple[int, int]:

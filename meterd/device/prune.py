@@ -21,11 +21,13 @@ from meterd.device.archive import read_file, read_part, segment_name, segment_nu
 from meterd.device.card import Card, Operation, lock
 from meterd.device.log import Log
 from meterd.device.recovery import recover, tail_details
+from meterd.device.vault import load_seal
 from meterd.errors import DeniedError, EncodingError, LedgerDamagedError, StorageError
 from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
+from meterd.ledger.pruning import Pruned, read_pruned, seal_pruned
 from meterd.ledger.row import LINK_BYTES
 from meterd.ledger.segment import HEADER_BYTES_MAX, SECRET_BYTES
 from meterd.ledger.stored import End, SampleFile, SampleStream, read_frames, read_samples
@@ -47,19 +49,19 @@ class PrunePlan(NamedTuple):
     """What pruning comes to.
 
     Attributes:
-        events: Details of the event `pruned` of each segment, to be made durable first.
+        pruned: What an event each must say, and be durable first.
         operations: What then removes the files.
         freed_bytes: How much room that makes.
     """
 
-    events: tuple[Details, ...]
+    pruned: tuple[Pruned, ...]
     operations: tuple[Operation, ...]
     freed_bytes: int
 
     @property
     def rows(self) -> int:
         """How many samples go."""
-        return sum(int(dict(details)["rows"]) for details in self.events)
+        return sum(pruned.rows for pruned in self.pruned)
 
 
 class TornRows(NamedTuple):
@@ -93,14 +95,14 @@ def plan_prune(state: Path, chain: Chain, before_s: int) -> PrunePlan:
         raise LedgerDamagedError(f"samples segment {place.segment}: {place.reason}", hint=_HINT)
     last = _last_prunable(state, chain, before_s, samples)
     numbers = list(samples.segments)
-    events: list[Details] = []
+    events: list[Pruned] = []
     for number, following in pairwise(numbers):
         if number > last:
             break
         full = samples.segments[following].header.previous_digest
         _check_end(state, samples.segments[number], full, torn)
         rows = samples.segments[number].rows
-        events.append((("segment", number), ("rows", rows), ("digest", full)))
+        events.append(Pruned(number, rows, full))
     going = [
         file for file in files if file.number in pruned or file.number in numbers[: len(events)]
     ]
@@ -167,8 +169,10 @@ def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
     try:
         recovered = recover(state, chain, card=card)
         plan = plan_prune(state, chain, before_s)
-        if plan.events:
-            card.perform(_append(state, chain, recovered, plan.events))
+        if plan.pruned:
+            key = load_seal(state)
+            sealed = [seal_pruned(pruned, chain, key) for pruned in plan.pruned]
+            card.perform(_append(state, chain, recovered, sealed))
         remove(plan.operations)
     finally:
         card.close()
@@ -177,7 +181,7 @@ def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
 
 
 def _append(
-    state: Path, chain: Chain, recovered: Recovered, pruned: tuple[Details, ...]
+    state: Path, chain: Chain, recovered: Recovered, pruned: list[Details]
 ) -> list[Operation]:
     """Return what appends the events of a pruning behind all that recovery found."""
     found = recovered.found
@@ -253,7 +257,8 @@ def _read_events(state: Path, chain: Chain) -> tuple[dict[int, int], set[TornRow
                 continue
             event = decode_event(body)
             if event.kind == "pruned":
-                pruned[event.number_of("segment")] = event.number_of("rows")
+                said = read_pruned(event, chain)
+                pruned[said.segment] = said.rows
             elif event.kind == "torn_tail" and ("stream", "samples") in event.details:
                 torn.add(torn_rows(event))
     except EncodingError as error:

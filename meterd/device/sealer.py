@@ -17,6 +17,7 @@ from meterd.ledger.chain import verify_block
 from meterd.ledger.encoding import seal
 from meterd.ledger.event import Details, Event
 from meterd.ledger.findings import Start
+from meterd.ledger.pruning import seal_pruned
 from meterd.metering.energy import obis_code
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from meterd.device.rows import Rows
     from meterd.ledger.account import Parameters
     from meterd.ledger.chain import Chain
+    from meterd.ledger.pruning import Pruned
     from meterd.ledger.stored import End, Tail
     from meterd.metering.energy import Register
     from meterd.metering.interval import Cut, Wall
@@ -87,6 +89,10 @@ class Sealer:
         )
         self.log.add_event(event)
         self.told(event)
+
+    def prune(self, pruned: Pruned) -> None:
+        """Append the event, sealed, that says that a samples segment goes."""
+        self.event("pruned", seal_pruned(pruned, self.chain, self._key))
 
     def count(self, kind: str, more: int) -> None:
         """Count what is worth an event only with the next block."""

@@ -41,8 +41,14 @@ class Spread(Generic[Task, Result]):
         self._pool = ProcessPoolExecutor(
             workers, get_context("fork"), initializer=_inherit, initargs=(work, tasks)
         )
-        numbers = range(len(tasks))
-        self._results: Iterator[Result] = self._pool.map(_do, numbers, chunksize=at_once)
+        # Ctrl-C reaches every process of the terminal; the one that waits for the others takes it.
+        # Blocked here it stays blocked in them, from their first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            numbers = range(len(tasks))
+            self._results: Iterator[Result] = self._pool.map(_do, numbers, chunksize=at_once)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __iter__(self) -> Iterator[Result]:
         """Return itself."""
@@ -62,8 +68,6 @@ class Spread(Generic[Task, Result]):
 
 
 def _inherit(work: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
-    # Ctrl-C reaches every process of the terminal; the one that waits for the others takes it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _inherited[:] = work, tasks
 
 

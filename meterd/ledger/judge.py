@@ -29,6 +29,7 @@ from meterd.ledger.chain import SealTask
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
 from meterd.ledger.findings import Findings, Start, Tools, TornTail
+from meterd.ledger.pruning import read_pruned
 from meterd.ledger.samples import take_samples
 from meterd.ledger.stored import FrameStream, Place, SampleFile, read_frames
 
@@ -147,8 +148,8 @@ def _note(found: Findings, event: Event) -> None:
         record = event.bytes_of("record")
         found.parameters[digest(record)] = decode_parameters(record)
     elif event.kind == "pruned":
-        rows = event.number_of("rows")
-        found.pruned[event.number_of("segment")] = (rows, event.bytes_of("digest"))
+        pruned = read_pruned(event, found.chain)
+        found.pruned[pruned.segment] = (pruned.rows, pruned.digest)
     elif event.kind == "torn_tail":
         details = dict(event.details)
         found.told.add(TornTail(*(details.get(name) for name in TornTail._fields)))

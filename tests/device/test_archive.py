@@ -79,8 +79,7 @@ def test_samples_that_are_pruned_while_an_account_is_read_do_not_trouble(
     """The event is durable before the file goes: read anew, the account says so itself."""
     stored = Stored.read(state)
     full = stored.header("samples", 2)[0].previous_digest
-    pruned = stored.with_event("pruned", (("segment", 1), ("rows", 4), ("digest", full)))
-    pruned = pruned.with_segment("samples", 1, None)
+    pruned = stored.with_pruned(1, 4, full).with_segment("samples", 1, None)
     asked: list[int] = []
 
     def interrupted(*arguments: object) -> object:

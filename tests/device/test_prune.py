@@ -109,7 +109,7 @@ def test_whole_segments_go_whose_blocks_all_end_before(
 ) -> None:
     plan = prune_stopped(stored.state, stored.chain, BEGIN_S + before_s)
     assert stored.files == kept
-    assert len(plan.events) == 5 - len(kept)
+    assert len(plan.pruned) == 5 - len(kept)
     assert stored.verdict == "good"
 
 
@@ -201,7 +201,7 @@ def test_a_power_failure_before_the_files_go_is_made_good_by_the_next_pruning(
     assert stored.files == [1, 2, 3, 4, 5]
     assert stored.verdict == "good"
     plan = prune_stopped(stored.state, stored.chain, BEGIN_S)
-    assert plan.events == ()
+    assert plan.pruned == ()
     assert stored.files == [3, 4, 5]
     assert stored.verdict == "good"
 

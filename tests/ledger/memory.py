@@ -25,11 +25,12 @@ from meterd.init import create_account
 from meterd.ledger.account import Genesis, decode_genesis, decode_parameters
 from meterd.ledger.audit import SampleResult, SampleTask, audit_samples
 from meterd.ledger.block import Block, decode_block
-from meterd.ledger.chain import Chain, Head, open_block, verify_seals
+from meterd.ledger.chain import Chain, Head, open_block, open_chain, verify_seals
 from meterd.ledger.encoding import take_apart
 from meterd.ledger.event import Event, decode_event
 from meterd.ledger.findings import Tools
 from meterd.ledger.judge import Files
+from meterd.ledger.pruning import Pruned, seal_pruned
 from meterd.ledger.row import LINK_BYTES
 from meterd.ledger.segment import (
     HEADER_BYTES_MAX,
@@ -305,6 +306,16 @@ class Stored:
             for segment, begin, end in self.records(stream)
             if segment == number
         ]
+
+    def pruned_details(self, segment: int, rows: int, full: bytes, seed: bytes = SEED) -> Details:
+        """Return what an event must say of a samples segment that goes."""
+        genesis = decode_genesis(self.genesis)
+        chain = open_chain(genesis, genesis.meters[0].name)
+        return seal_pruned(Pruned(segment, rows, full), chain, SigningKey(seed))
+
+    def with_pruned(self, segment: int, rows: int, full: bytes, seed: bytes = SEED) -> Stored:
+        """Return the account with the event behind its last that says that a segment went."""
+        return self.with_event("pruned", self.pruned_details(segment, rows, full, seed))
 
     def with_event(self, kind: str, details: Details) -> Stored:
         """Return the account with an event behind its last."""

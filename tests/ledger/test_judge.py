@@ -100,8 +100,7 @@ def test_an_event_may_tell_of_pruning_before_the_checkpoint(tmp_path: Path) -> N
     state = tmp_path / "account"
     sealed = sealed_account(state)
     header, _ = sealed.header("samples", 2)
-    details = (("segment", 1), ("rows", 4), ("digest", header.previous_digest))
-    pruned = sealed.with_event("pruned", details).with_segment("samples", 1, None)
+    pruned = sealed.with_pruned(1, 4, header.previous_digest).with_segment("samples", 1, None)
     pruned.write(state)
     assert from_checkpoint(state)[1].bad == []
     assert pruned.judge().verdict == "good"
@@ -116,8 +115,7 @@ def test_all_samples_but_the_last_segments_end_may_be_pruned(tmp_path: Path) -> 
         full = bytes(32)
         if number != last:
             full = stored.header("samples", number + 1)[0].previous_digest
-        details = (("segment", number), ("rows", rows), ("digest", full))
-        stored = stored.with_event("pruned", details)
+        stored = stored.with_pruned(number, rows, full)
     for number in stored.numbers("samples"):
         stored = stored.with_segment("samples", number, None)
     assert stored.judge().verdict == "good"

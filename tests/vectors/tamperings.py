@@ -177,11 +177,17 @@ def _ends() -> Iterator[Tampering]:
 def _told() -> Iterator[Tampering]:
     """What an event tells of is good."""
     full = CLEAN.header("samples", 2)[0].previous_digest
-    details: Details = (("segment", 1), ("rows", 5), ("digest", full))
+    details = CLEAN.pruned_details(1, 5, full, SEED)
     gone = CLEAN.with_segment("samples", 1, None)
     yield Tampering("samples that an event says were pruned", gone.with_event("pruned", details))
     yield Tampering("samples that an event will have pruned", CLEAN.with_event("pruned", details))
-    wrong: Details = (("segment", 1), ("rows", 5), ("digest", bytes(32)))
+    wrong = CLEAN.pruned_details(1, 5, bytes(32), SEED)
+    unsealed: Details = (("segment", 1), ("rows", 5), ("digest", full))
+    yield Tampering(
+        "samples that an event of nobody's says were pruned",
+        gone.with_event("pruned", unsealed),
+        ("events", 5),  # what no block seals yet
+    )
     yield Tampering(
         "samples pruned to another end", gone.with_event("pruned", wrong), ("samples", 4)
     )
