@@ -369,6 +369,8 @@ class Stored:
         import_uj: Energy drawn, exact but for those.
         export_uj: Energy fed in, likewise.
         boundary_uj: By how much one boundary may move it.
+        turning_uj: How much more of both there may be where boundaries fall between a row that
+            draws and one that feeds in: each part of such a pair counts on its own side.
         rows: How many there are.
         last_ms: Boot clock of each run's last, by run.
         powers_mw: Power of each, first clamp.
@@ -376,7 +378,7 @@ class Stored:
 
     def __init__(self, state: Path) -> None:
         halves = [0, 0]
-        longest_ms = 0
+        longest_ms = turning = 0
         self.rows = 0
         self.last_ms: dict[int, int] = {}
         self.powers_mw: list[int] = []
@@ -386,6 +388,8 @@ class Stored:
                 if not flags & ROW_GAP:
                     doubled = (before[1] + power_mw) * (at_ms - before[0])
                     halves[doubled < 0] += abs(doubled)
+                    if before[1] * power_mw < 0:
+                        turning += max(before[1], power_mw) * (at_ms - before[0])
                     longest_ms = max(longest_ms, at_ms - before[0])
                 before = (at_ms, power_mw)
                 self.powers_mw.append(power_mw)
@@ -393,6 +397,7 @@ class Stored:
         self.rows = len(self.powers_mw)
         self.import_uj, self.export_uj = (half // 2 for half in halves)
         self.boundary_uj = longest_ms // 2 + 1
+        self.turning_uj = turning // 2
 
 
 def _segments(state: Path) -> Iterator[tuple[SampleHeader, list[tuple[int, int, int]]]]:
