@@ -244,7 +244,14 @@ class Bookkeeper:
         decision = self.placement.decide(at_ms, wall_ms, status, error_ms, self.cutter.end_s)
         wall = decision.wall
         if decision is self._decision:  # nearly every row: nothing has changed
-            self._count(reading, flags, wall)
+            if flags or wall is None:
+                self._count(reading, flags, wall)
+                return
+            point = quantities(reading.powers_mw, reading.apparent_mva, self._of)
+            if cuts := self.cutter.feed(at_ms, point, 0, wall):
+                self._cut(cuts, reading, 0, wall, bridged=True)
+            else:
+                self._log_row(reading, 0)
             return
         self._decision = decision if not decision.event and not decision.again else None
         if decision.event:

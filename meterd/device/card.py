@@ -93,9 +93,11 @@ class Card:
             raise ValueError(kind)
 
     def _file(self, path: Path) -> int:
-        if path not in self._open:
-            self._open[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        return self._open[path]
+        descriptor = self._open.get(path)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            self._open[path] = descriptor
+        return descriptor
 
     @staticmethod
     def _write(descriptor: int, data: bytes) -> None:

@@ -121,10 +121,11 @@ class Stream:
 
     def take_operations(self) -> list[Operation]:
         """Return what must be done so that all appended so far is durable."""
-        self._write()
-        if not self._operations:
-            return []
-        operations, self._operations = self._operations, []
+        if self._pending:
+            self._write()
+        operations = self._operations
+        if operations:
+            self._operations = []
         return operations
 
     def settle(self) -> None:

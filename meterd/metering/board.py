@@ -131,7 +131,7 @@ class BoardDecoder:
                     _refuse_what_is_no_measurement(line)
                 read = self._read_by_count.get(len(texts))
                 if read is not None:
-                    if self._first and self._drop_first:
+                    if self._drop_first and self._first:
                         raise DroppedError("partial")  # noqa: TRY301
                     readings.append(read(texts, line, at_ms))
                 elif texts:

@@ -107,14 +107,14 @@ def mapping(roles: Sequence[str], *, apparent: bool) -> Mapping:
 
 def quantities(powers_mw: Sequence[int], apparent_mva: int, of: Mapping) -> tuple[int, ...]:
     """Return what is integrated: net mains power (mW, signed), apparent (mVA), circuits (mW)."""
-    mains = of.mains
+    mains, circuits, apparent = of
     net = powers_mw[mains[0]]
-    for index in mains[1:]:
-        net += powers_mw[index]
-    if not of.circuits:
-        return (net, apparent_mva) if of.apparent else (net,)
-    circuits = tuple(max(0, powers_mw[index]) for index in of.circuits)
-    return (net, apparent_mva, *circuits) if of.apparent else (net, *circuits)
+    if len(mains) > 1:
+        net = sum(powers_mw[index] for index in mains)
+    if not circuits:
+        return (net, apparent_mva) if apparent else (net,)
+    drawn = tuple(max(0, powers_mw[index]) for index in circuits)
+    return (net, apparent_mva, *drawn) if apparent else (net, *drawn)
 
 
 def integrate(sums: list[int], p0: Sequence[int], p1: Sequence[int], elapsed_ms: int) -> None:
