@@ -45,9 +45,9 @@ format: .venv/made-checks
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
 
-# Disk faults are injected with strace.
+# Disk faults are injected with strace; mosquitto is the broker that a street has.
 tools:
-	@.ci/need strace:strace
+	@.ci/need strace:strace mosquitto:mosquitto mosquitto_pub:mosquitto-clients ip:iproute2 nft:nftables
 
 clean:
 	rm -rf .venv .venv-oracles .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \

@@ -168,6 +168,24 @@ def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
     )
 
 
+def head_behind(chain: Chain, payload: bytes) -> Head:
+    """Return the head of `chain` once the block in `payload`, verified before, is its last.
+
+    Raises:
+        EncodingError: It is no block.
+    """
+    block = decode_block(payload)
+    return chain.head._replace(
+        height=block.height,
+        block_hash=digest(payload),
+        end_s=block.end_s,
+        energy=block.energy,
+        parameters=block.parameters,
+        order=block.order,
+        events=block.events,
+    )
+
+
 def _said(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.errors import EncodingError
 from meterd.ledger.account import decode_parameters
-from meterd.ledger.block import decode_block
-from meterd.ledger.chain import SealTask
+from meterd.ledger.chain import SealTask, head_behind
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
 from meterd.ledger.findings import Findings, Start, Tools, TornTail
@@ -112,20 +111,9 @@ def _take_blocks(
 def _assumed(chain: Chain, message: bytes) -> Chain:
     """Return the chain behind a block that another task verifies; unused where that fails."""
     try:
-        payload = take_apart(message).payload
-        block = decode_block(payload)
+        return chain._replace(head=head_behind(chain, take_apart(message).payload))
     except EncodingError:
         return chain
-    head = chain.head._replace(
-        height=block.height,
-        block_hash=digest(payload),
-        end_s=block.end_s,
-        energy=block.energy,
-        parameters=block.parameters,
-        order=block.order,
-        events=block.events,
-    )
-    return chain._replace(head=head)
 
 
 def _take_events(found: Findings, stream: FrameStream, before: int) -> Place | None:

@@ -1,0 +1,1 @@
+"""Who vouches for whom. Pure: messages in, effects out."""

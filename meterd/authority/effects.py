@@ -1,0 +1,213 @@
+"""What goes into a node's core, and what comes out: events and effects, all of them values.
+
+The shell performs effects in their order and stops at the first that fails; then the process ends.
+`Persist` comes before every `Send` that depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from meterd.authority.attestation import Batch, Leaf
+    from meterd.authority.roster import ChainId
+
+
+class Now(NamedTuple):
+    """The time of an event.
+
+    Attributes:
+        mono_ms: A clock that never goes back, for timeouts.
+        wall_s: Unix seconds.
+        synchronised: Whether wall time is good enough to judge others by.
+    """
+
+    mono_ms: int
+    wall_s: int
+    synchronised: bool
+
+
+# --- events -----------------------------------------------------------------------------------
+
+
+class Received(NamedTuple):
+    """A message came, on the topic of `sender`, as the broker says; nothing of it is verified."""
+
+    sender: str
+    message: bytes
+
+
+class Sealed(NamedTuple):
+    """This device's meter sealed a block, or this node's distributor an order."""
+
+    message: bytes
+
+
+class Asked(NamedTuple):
+    """This device's meter wants to know its head (the boot rule)."""
+
+    meter: str
+    nonce: bytes
+
+
+class Loaded(NamedTuple):
+    """What a `Load` found: sealed blocks in order, ascending."""
+
+    load: Load
+    blocks: tuple[bytes, ...]
+
+
+class Assembled(NamedTuple):
+    """Evidence or a certificate that the shell has put together."""
+
+    evidence: bytes
+
+
+class Tick(NamedTuple):
+    """Time has passed."""
+
+
+class Connected(NamedTuple):
+    """A broker can be reached again: what was said meanwhile is lost."""
+
+
+Event: TypeAlias = Received | Sealed | Asked | Loaded | Assembled | Tick | Connected
+
+
+# --- effects ----------------------------------------------------------------------------------
+
+
+class PutBlocks(NamedTuple):
+    """Keep blocks of a chain: (height, hash, sealed), ascending; all pass `checks`."""
+
+    chain: ChainId
+    blocks: tuple[tuple[int, bytes, bytes], ...]
+    received_s: int
+    checks: int
+
+
+class DropBlocks(NamedTuple):
+    """Forget blocks of a chain from a height on: a quorum certified others."""
+
+    chain: ChainId
+    first: int
+
+
+class PutBatch(NamedTuple):
+    """Keep a voter's batch."""
+
+    batch: Batch
+    message: bytes
+
+
+class PutCertified(NamedTuple):
+    """A chain is certified up to a height, in an epoch."""
+
+    chain: ChainId
+    height: int
+    epoch: int
+
+
+class PutEvidence(NamedTuple):
+    """Keep evidence for ever."""
+
+    evidence_id: bytes
+    evidence: bytes
+
+
+class PutCounters(NamedTuple):
+    """The last counter of senders."""
+
+    counters: tuple[tuple[str, int], ...]
+
+
+class PutEpoch(NamedTuple):
+    """This node has begun an epoch."""
+
+    epoch: int
+
+
+Record: TypeAlias = (
+    PutBlocks | DropBlocks | PutBatch | PutCertified | PutEvidence | PutCounters | PutEpoch
+)
+
+
+class Persist(NamedTuple):
+    """Make all of it durable, or none."""
+
+    records: tuple[Record, ...]
+
+
+class Send(NamedTuple):
+    """Publish below this node's own name: on `block`, `attest`, `answer/NAME` and so on."""
+
+    topic: str
+    message: bytes
+    retain: bool = False
+
+
+class Load(NamedTuple):
+    """Read blocks of a chain, `first` to `last`, as many as fit; `purpose` comes back with them."""
+
+    chain: ChainId
+    first: int
+    last: int
+    purpose: tuple[str, ...] = ()
+    extra: bytes = b""
+
+
+class SendBatches(NamedTuple):
+    """Send a voter's batches to a peer, `first` to `last`, as many as fit."""
+
+    to: str
+    kid: bytes
+    first: int
+    last: int
+
+
+class SendEvidence(NamedTuple):
+    """Send kept evidence to a peer."""
+
+    to: str
+    evidence_id: bytes
+
+
+class Accuse(NamedTuple):
+    """Put together the proof that a voter attested two histories: it comes back `Assembled`."""
+
+    kid: bytes
+    low: Leaf
+    low_number: int
+    high: Leaf
+    high_number: int
+
+
+class Certify(NamedTuple):
+    """Put together the certificate of an order, or of this device's own block, for its meter.
+
+    Out of these votes, (key id, batch number, leaf), or of the nearest in the store.
+    """
+
+    chain: ChainId
+    height: int
+    votes: tuple[tuple[bytes, int, Leaf], ...] = ()
+
+
+class Deliver(NamedTuple):
+    """Hand a message to this device's meter process: `answer`, `blocks`, `order`."""
+
+    kind: str
+    message: bytes
+
+
+class Tell(NamedTuple):
+    """Say what happened, to the journal and to whoever asks; `level` 0 info, 1 warning, 2 error."""
+
+    level: int
+    event: str
+    fields: tuple[tuple[str, str | int], ...]
+
+
+Effect: TypeAlias = (
+    Persist | Send | Load | SendBatches | SendEvidence | Accuse | Certify | Deliver | Tell
+)

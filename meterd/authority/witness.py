@@ -1,0 +1,201 @@
+"""One chain as a node holds it, and the rules that a node applies before it attests.
+
+A node attests what it holds, has checked, and can follow from what it has attested before. What
+breaks a rule is refused with a reason; what cannot be judged yet (its order is not known here, or
+its end is in our future) waits; what is beyond the meter's limits is attested without a bit, and
+told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from nacl.signing import VerifyKey
+
+from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, TIMELY, Leaf
+from meterd.errors import BlockRejectedError
+from meterd.ledger.chain import Chain, verify_block
+from meterd.ledger.encoding import verify_seal
+
+if TYPE_CHECKING:
+    from meterd.authority.effects import Now
+    from meterd.authority.roster import ChainId, Enrolled, Roster
+    from meterd.ledger.block import Block
+    from meterd.ledger.encoding import Sealed
+
+HASHES_KEPT = 256  # below the head, to compare with what others hold; older ones are on the card
+AHEAD_S_MAX = 5  # a block may end so far in our future: two synchronised clocks differ by less
+LIMIT_TENTHS = 16  # a main fuse carries 1.6 times its rating for an hour (gG characteristic)
+
+
+class BlockEarlyError(BlockRejectedError):
+    """The block ends in our future: judge it once its time has come."""
+
+
+class ChainEndedError(BlockRejectedError):
+    """An order ended the chain, or revoked its key: who sends of it may not know yet."""
+
+
+class Vote(NamedTuple):
+    """An authority's newest attestation on a chain.
+
+    Attributes:
+        leaf: What it attested.
+        number: In which of its batches.
+        epoch: In which epoch.
+    """
+
+    leaf: Leaf
+    number: int
+    epoch: int
+
+
+class Held:
+    """One chain as this node holds it.
+
+    Attributes:
+        chain_id: Whose, and which.
+        chain: A meter's chain up to the head; None for the distributor's.
+        height: Height of the head.
+        head_hash: Its hash.
+        hashes: Hashes by height, the last `HASHES_KEPT` and all that are not certified.
+        epochs: (height, epoch) where blocks begin to name an order of a later epoch.
+        checks: What holds for every block since this node's last leaf here.
+        certified: Up to which height a quorum has attested.
+        certified_epoch: In which epoch.
+        votes: By key id, the newest attestation of each voter that lies on this chain.
+        ahead: Those above the head: whether they lie on it is not known yet.
+        foreign: Those that lie on another history.
+        frozen: Why nothing is attested here any more, or an empty text.
+        waiting: Sealed blocks above the head by height, which cannot be judged yet.
+        wanted: By peer, the height up to which it says it holds the chain.
+        asked: (peer, when) of the question that is open, or None.
+        branch: Sealed blocks of another history by height.
+    """
+
+    __slots__ = (
+        "ahead",
+        "asked",
+        "branch",
+        "certified",
+        "certified_epoch",
+        "chain",
+        "chain_id",
+        "checks",
+        "epochs",
+        "foreign",
+        "frozen",
+        "hashes",
+        "head_hash",
+        "height",
+        "votes",
+        "waiting",
+        "wanted",
+    )
+
+    def __init__(self, chain_id: ChainId, chain: Chain | None, root: bytes) -> None:
+        """Hold an empty chain, whose first block links to `root`."""
+        self.chain_id, self.chain = chain_id, chain
+        self.height, self.head_hash = 0, root
+        self.hashes: dict[int, bytes] = {0: root}
+        self.epochs: list[tuple[int, int]] = []
+        self.checks = CHECKS_ALL
+        self.certified = self.certified_epoch = 0
+        self.votes: dict[bytes, Vote] = {}
+        self.ahead: dict[bytes, Vote] = {}
+        self.foreign: dict[bytes, Vote] = {}
+        self.frozen = ""
+        self.waiting: dict[int, bytes] = {}
+        self.wanted: dict[str, int] = {}
+        self.asked: tuple[str, int] | None = None
+        self.branch: dict[int, bytes] = {}
+
+    def grow(self, block_hash: bytes, epoch: int) -> None:
+        """Take the next block's hash; it names an order of `epoch`."""
+        self.height += 1
+        self.head_hash = self.hashes[self.height] = block_hash
+        if epoch > (self.epochs[-1][1] if self.epochs else 1):
+            self.epochs.append((self.height, epoch))
+        self.hashes.pop(min(self.height - HASHES_KEPT, self.certified - 1), None)
+
+    def epoch_at(self, height: int) -> int:
+        """Return the first epoch in which the block at `height` may be attested."""
+        return max((epoch for at, epoch in self.epochs if at <= height), default=1)
+
+    def sort_vote(self, kid: bytes, vote: Vote) -> str:
+        """Take a voter's attestation; return `on`, `ahead`, `foreign`, or `old` if not to be told.
+
+        `old` is below what is kept here: it lies on this chain or a voter lied about the past,
+        which its later attestations will show.
+        """
+        height = vote.leaf.height
+        if height > self.height:
+            self.ahead[kid] = vote
+            return "ahead"
+        here = self.hashes.get(height)
+        if here is None:
+            return "old"
+        if here != vote.leaf.block_hash:
+            self.foreign[kid] = vote
+            return "foreign"
+        before = self.votes.get(kid)
+        if before is None or (vote.epoch, height) >= (before.epoch, before.leaf.height):
+            self.votes[kid] = vote
+        return "on"
+
+    def sort_ahead(self) -> list[tuple[bytes, Vote]]:
+        """Sort again what was above the head; return what turned out foreign."""
+        reached = [(kid, v) for kid, v in self.ahead.items() if v.leaf.height <= self.height]
+        for kid, _ in reached:
+            del self.ahead[kid]
+        return [(kid, vote) for kid, vote in reached if self.sort_vote(kid, vote) == "foreign"]
+
+
+def judge_block(
+    block: Block, sealed: Sealed, chain: Chain, roster: Roster, now: Now
+) -> tuple[Chain, int]:
+    """Return `chain` with `block` added, and which checks it passes.
+
+    Args:
+        block: The block in `sealed`.
+        sealed: As it came, its seal not verified.
+        chain: What it must extend.
+        roster: The network as certified so far.
+        now: This node's clock.
+
+    Raises:
+        OrderUnknownError: It names an order that is not known here: fetch it first.
+        BlockEarlyError: It ends in our future: judge it later.
+        BlockRejectedError: It breaks a rule; the message says which.
+    """
+    terms = roster.terms(chain, block.order, block.start_s)
+    enrolled = roster.enrolled((chain.meter, chain.incarnation))
+    if enrolled.revoked:
+        raise ChainEndedError(f"the key of {chain.meter} was revoked: {enrolled.revoked}")
+    if enrolled.closed is not None and block.height > enrolled.closed[0]:
+        raise ChainEndedError(f"an order ended this chain at block {enrolled.closed[0]}")
+    verify_seal(sealed, VerifyKey(terms.sealer), chain.genesis)
+    head = verify_block(block, sealed.payload, terms)
+    checks = CHECKS_ALL
+    if not now.synchronised:
+        checks &= ~TIMELY
+    elif block.end_s > now.wall_s + AHEAD_S_MAX:
+        raise BlockEarlyError(f"block {block.height} ends {block.end_s - now.wall_s} s from now")
+    if energy_uj(block) > limit_uj(block, enrolled):
+        checks &= ~PLAUSIBLE
+    return terms._replace(head=head), checks
+
+
+def energy_uj(block: Block) -> int:
+    """Return the energy that the main connection has carried in a block, both ways, in uJ."""
+    return sum(
+        energy.last_uj - energy.first_uj
+        for energy in block.energy
+        if energy.obis[2] in (1, 2) and energy.obis[1] == 0
+    )
+
+
+def limit_uj(block: Block, enrolled: Enrolled) -> int:
+    """Return the energy that its main fuses let through while the block was measured, in uJ."""
+    power_mw = enrolled.mains_clamps * enrolled.fuse_ma * enrolled.nominal_mv // 1000
+    return power_mw * LIMIT_TENTHS // 10 * max(block.clock.measured_ms, 1)
