@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": ("meterd.run", "meter: read the board, integrate, log, seal"),
+    "peer": ("meterd.peer", "witness the neighbours, and be witnessed by them"),
     "replay": ("meterd.replay", "put a capture through the same path, as fast as it goes"),
     "board": ("meterd.board_simulator", "play a clamp board on a pty"),
     "demo": ("meterd.demo", "watch a simulated household being metered, sealed and verified"),

@@ -32,7 +32,7 @@ from meterd.metering.interval import GAP, LOST, Cut, Cutter, Wall
 from meterd.metering.placement import Decision, Placement, clock_details
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from nacl.signing import SigningKey
@@ -164,6 +164,8 @@ class Bookkeeper:
         self.gaps = 0
         self.alarms: dict[str, str] = {}
         self.storing = True
+        self.waiting = ""  # why nothing is sealed yet: the boot rule is not answered
+        self._cuts_waiting: list[tuple[Cut, Terms, Mapping[Register, int]]] = []
         self._losing = False  # rows of the open stretch are not stored, from some row on
         self.again: tuple[Decision, Reading, int] | None = None
         self._row_ms: int | None = None
@@ -194,7 +196,7 @@ class Bookkeeper:
         head = self.chain.head
         if recovered.found.unclaimed:
             self.event("sealed", (("height", head.height), ("hash", head.block_hash)))
-        closed = close_runs(recovered, self._interval_s, self._rows, sealer.seal)
+        closed = close_runs(recovered, self._interval_s, self._rows, self._seal_or_wait)
         sealer.hand_out()
         before = self._parameters_before
         if before != self.parameters:
@@ -211,6 +213,26 @@ class Bookkeeper:
         )
         self._day = None if closed.end_s is None else closed.end_s // DAY_S
 
+    def _seal_or_wait(self, cut: Cut, terms: Terms, owed: Mapping[Register, int]) -> None:
+        if self.waiting:
+            self._cuts_waiting.append((cut, terms, owed))
+        else:
+            self._sealer.seal(cut, terms, owed)
+
+    def release(self) -> None:
+        """Seal what has waited for the boot rule; all given out so far must have been performed."""
+        self.waiting = ""
+        cuts, self._cuts_waiting = self._cuts_waiting, []
+        for cut, terms, owed in cuts:
+            self._sealer.seal(cut, terms, owed)
+        self._sealer.hand_out()
+        if self.placement.wall is not None and not self.placement.held and self._row_ms is not None:
+            self._feed_stored(tuple(self.placement.walls))
+            self._sealer.hand_out()
+            if not self.log.whole:
+                self.log.reread(self._rows.stored)
+        self._decision = None
+
     # --- readings ---------------------------------------------------------------------------
 
     def outlasted(self, at_ms: int) -> bool:
@@ -221,7 +243,7 @@ class Bookkeeper:
         """
         last_ms = self._row_ms
         late = last_ms is not None and at_ms - last_ms > ELAPSED_MS_MAX
-        return late and (self.placement.wall is None or self.placement.held)
+        return late and (self.placement.wall is None or self.placement.held or bool(self.waiting))
 
     def take(self, reading: Reading, stamp: Stamp) -> None:
         """Count a reading; where `again` is set then, `feed_again` must follow before the next.
@@ -242,7 +264,7 @@ class Bookkeeper:
         sealer.boot_ms, sealer.wall_ms = at_ms, wall_ms
         self.accepted += 1
         decision = self.placement.decide(at_ms, wall_ms, status, error_ms, self.cutter.end_s)
-        wall = decision.wall
+        wall = None if self.waiting else decision.wall
         if decision is self._decision:  # nearly every row: nothing has changed
             if flags or wall is None:
                 self._count(reading, flags, wall)
@@ -259,11 +281,11 @@ class Bookkeeper:
             if decision.again and kind != "clock_went_back":
                 details = (*details, (FROM_MS, decision.again[-1][0]))
             self.event(kind, details)
-        elif wall is not None and wall.status != self._clock_status:
-            self.event("clock_status", clock_details(wall, at_ms))
-        if wall is not None:
-            self._clock_status = wall.status
-        if decision.again:
+        elif decision.wall is not None and decision.wall.status != self._clock_status:
+            self.event("clock_status", clock_details(decision.wall, at_ms))
+        if decision.wall is not None:
+            self._clock_status = decision.wall.status
+        if decision.again and not self.waiting:
             self.again = (decision, reading, flags)
             return
         self._count(reading, flags, wall)
@@ -361,7 +383,7 @@ class Bookkeeper:
         """Close the open interval if its end has passed and no reading can bridge it any more."""
         last_ms = self._row_ms
         wall = self.placement.wall
-        if last_ms is None or wall is None or self.placement.alarm:
+        if last_ms is None or wall is None or self.placement.alarm or self.waiting:
             return
         if not self.sieve.cadence.is_gap(now_ms - last_ms):
             return
@@ -438,6 +460,8 @@ class Bookkeeper:
 
     def seal_open(self) -> None:
         """Seal what is open as the next start would; all must be durable. No reading may follow."""
+        if self.waiting:
+            return
         if self.placement.held:
             self._feed_stored(self.placement.walls)
         for cut in self.cutter.restart():
@@ -446,10 +470,18 @@ class Bookkeeper:
 
     def commit(self) -> list[Operation]:
         """Return what makes all so far durable."""
-        placed = self.placement.wall is not None and not self.placement.held
+        placed = self.placement.wall is not None and not self.placement.held and not self.waiting
         if placed and self.log.samples_full:  # held rows will be cut, and their sums may change
             self.log.finish_samples()
         return self._sealer.commit()
+
+    def take_sealed(self) -> list[tuple[int, bytes]]:
+        """Return (height, sealed) of blocks since the last call; durable once handed over."""
+        return self._sealer.take_sealed()
+
+    def obey(self, order: tuple[int, bytes]) -> None:
+        """Let blocks from now on name this order, by height and hash."""
+        self._sealer.order = order
 
     @property
     def pending(self) -> bool:

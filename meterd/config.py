@@ -146,6 +146,34 @@ class ControlSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """How the peer process reaches the neighbours; the metering process knows `line` alone.
+
+    Attributes:
+        name: Of a node without a meter; a meter's node is called as the meter.
+        brokers: URLs, all used at once; none where there are no neighbours.
+        ca: Path of the street's root certificate; with `mqtts` only, as the next two.
+        certificate: Path of this device's certificate.
+        key: Path of its private key.
+        tick_ms: Attestations are collected for so long before they are signed.
+        digest_ms: So often a node says what it holds, give or take half.
+        line: Folder of `outbox` and `inbox`; empty stands for $RUNTIME_DIRECTORY, or else `line`
+            in the state folder.
+        store: Path of the peer's database; empty stands for `peer.db` in the state folder.
+    """
+
+    name: str = ""
+    brokers: tuple[str, ...] = ()
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    tick_ms: int = 500
+    digest_ms: int = 5000
+    line: str = ""
+    store: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole file, checked.
 
@@ -159,6 +187,7 @@ class Settings:
     clock: ClockSettings
     log: LogSettings
     control: ControlSettings
+    network: NetworkSettings = NetworkSettings()
 
 
 def load(path: Path) -> Settings:
@@ -169,7 +198,19 @@ def load(path: Path) -> Settings:
         DeniedError: This user may not read it.
         StorageError: Reading it failed.
     """
-    see_all = f"run `meterctl config check {path}`"
+    text = _read_text(path)
+    settings, mistakes = check(text, source=path.name)
+    if settings is None:
+        wrong = [mistake for mistake in mistakes if not mistake.warning]
+        count = "1 mistake" if len(wrong) == 1 else f"{len(wrong)} mistakes"
+        named = "; ".join(str(mistake) for mistake in wrong[:MISTAKES_NAMED])
+        more = "; …" if len(wrong) > MISTAKES_NAMED else ""
+        see_all = f"run `meterctl config check {path}`"
+        raise ConfigError(f"{count} in {path}: {named}{more}", hint=see_all)
+    return settings
+
+
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(TEXT_BYTES_MAX + 1)
@@ -186,21 +227,13 @@ def load(path: Path) -> Settings:
     except OSError as error:
         raise StorageError(f"the settings file {path} cannot be read: {error.strerror}") from error
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             f"{path} is not UTF-8 text: line {line} has the byte {data[error.start]:#04x}",
             hint="save it as UTF-8",
         ) from error
-    settings, mistakes = check(text, source=path.name)
-    if settings is None:
-        wrong = [mistake for mistake in mistakes if not mistake.warning]
-        count = "1 mistake" if len(wrong) == 1 else f"{len(wrong)} mistakes"
-        named = "; ".join(str(mistake) for mistake in wrong[:MISTAKES_NAMED])
-        more = "; …" if len(wrong) > MISTAKES_NAMED else ""
-        raise ConfigError(f"{count} in {path}: {named}{more}", hint=see_all)
-    return settings
 
 
 def check(text: str, *, source: str) -> tuple[Settings | None, list[Mistake]]:
@@ -232,6 +265,47 @@ def check(text: str, *, source: str) -> tuple[Settings | None, list[Mistake]]:
     if not all(mistake.warning for mistake in mistakes):
         settings = None
     return settings, mistakes
+
+
+class NodeSettings(NamedTuple):
+    """What the peer process takes from the settings, of a node with a meter or without.
+
+    Attributes:
+        name: The node's name.
+        network: How it reaches the others.
+        clock: Whether wall time is believed.
+    """
+
+    name: str
+    network: NetworkSettings
+    clock: ClockSettings
+
+
+def load_node(path: Path) -> NodeSettings:
+    """Return what the file at `path` says of a node; board and clamps may be missing.
+
+    Raises:
+        ConfigError: There is no such file, or it has mistakes.
+        DeniedError: This user may not read it.
+        StorageError: Reading it failed.
+    """
+    text = _read_text(path)
+    if re.search(r"^\s*\[board\]", text, re.MULTILINE):
+        settings = load(path)
+        return NodeSettings(settings.meter.name, settings.network, settings.clock)
+    try:
+        tables = tomllib.loads(text, parse_float=Decimal)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise ConfigError(f"{path}: {_syntax_mistake(text, error)}") from error
+    reader = _Reader(tables, path.name)
+    network, clock = reader.table("network"), reader.table("clock")
+    _check_network(reader, network)
+    if "name" not in network:
+        reader.wrong(("network", "name"), "is missing", "add `name = …` to network")
+    if reader.found:
+        named = "; ".join(str(mistake) for _, mistake in reader.found[:MISTAKES_NAMED])
+        raise ConfigError(f"{len(reader.found)} mistakes in {path}: {named}")
+    return NodeSettings(network["name"], NetworkSettings(**network), ClockSettings(**clock))
 
 
 def parameters(settings: Settings) -> tuple[tuple[str, str], ...]:
@@ -337,6 +411,8 @@ def _settings(reader: _Reader) -> Settings | None:
     """Return the settings where nothing is wrong; what concerns several keys is checked here."""
     meter, board, clamps = reader.table("meter"), reader.table("board"), reader.clamps()
     clock, log, control = reader.table("clock"), reader.table("log"), reader.table("control")
+    network = reader.table("network")
+    _check_network(reader, network)
     alternatives = _alternatives(reader, board)
     _check_interval(reader, meter, board)
     if board.get("port") == "/dev/serial0":
@@ -363,7 +439,16 @@ def _settings(reader: _Reader) -> Settings | None:
         clock=ClockSettings(**clock),
         log=LogSettings(**log),
         control=ControlSettings(**control),
+        network=NetworkSettings(**network),
     )
+
+
+def _check_network(reader: _Reader, network: dict[str, Any]) -> None:
+    tls = any(url.startswith("mqtts:") for url in network.get("brokers", ()))
+    for key in ("ca", "certificate", "key"):
+        if tls and not network.get(key):
+            hint = "`meterctl broker-config ca request` makes key and request on this device"
+            reader.wrong(("network", key), "is missing: a broker is reached by TLS", hint)
 
 
 def _alternatives(reader: _Reader, board: dict[str, Any]) -> tuple[tuple[str, ...], ...]:

@@ -101,6 +101,10 @@ def offsets_s(zone: str) -> list[int]:
     return sorted({int(offset.total_seconds()) for offset in offsets if offset is not None})
 
 
+BROKERS_MAX = 8  # each is a connection and a copy of every message
+_BROKER = re.compile(r"mqtts?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+
+
 def _text(expected: str, fits: Callable[[str], object]) -> Rule:
     def rule(value: object) -> str:
         if not isinstance(value, str) or not fits(value):
@@ -182,6 +186,18 @@ def _zone(value: object) -> str:
     return name
 
 
+def _brokers(value: object) -> tuple[str, ...]:
+    urls: list[object] = value if isinstance(value, list) else []
+    if len(urls) > BROKERS_MAX or not isinstance(value, list):
+        raise WrongError(f"expected a list of at most {BROKERS_MAX} brokers, got {shown(value)}")
+    for url in urls:
+        if not isinstance(url, str) or not _BROKER.fullmatch(url):
+            raise WrongError(
+                f"expected a broker such as mqtts://broker.example:8883, got {shown(url)}"
+            )
+    return tuple(str(url) for url in urls)
+
+
 def _fields(value: object) -> tuple[str, ...]:
     names: list[object] = value if isinstance(value, list) else []
     if not 0 < len(names) <= FIELDS_MAX:
@@ -209,6 +225,8 @@ _zone_text = _text(
     "a time zone such as Europe/Paris",
     re.compile(r"(?=.{1,64}$)[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*").fullmatch,
 )
+
+_path = _text("a path of at most 255 characters", re.compile(r"[^\x00-\x1f]{0,255}").fullmatch)
 
 TABLES: dict[str, dict[str, Rule]] = {
     "meter": {
@@ -242,6 +260,17 @@ TABLES: dict[str, dict[str, Rule]] = {
         "commit_s": _whole(1, 3600),
         "reserve_mb": _whole(0, 1_000_000),
         "retain_days": _whole(0, 36_500),
+    },
+    "network": {
+        "name": _name,
+        "brokers": _brokers,
+        "ca": _path,
+        "certificate": _path,
+        "key": _path,
+        "tick_ms": _whole(0, 60_000),
+        "digest_ms": _whole(100, 3_600_000),
+        "line": _path,
+        "store": _path,
     },
     "control": {
         "socket": _text(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.bookkeeper import Bookkeeper
 from meterd.config import Settings, parameters
-from meterd.device.archive import read_part
+from meterd.device.archive import load_blocks, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp
 from meterd.device.port import read_board
@@ -28,6 +28,7 @@ from meterd.device.vault import load_seal
 from meterd.errors import ConfigError, EncodingError, StorageError
 from meterd.ledger.chain import open_chain
 from meterd.metering.board import BoardDecoder
+from meterd.neighbours import Neighbours, keep_order, line_folder, read_orders
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from meterd.device.card import Operation
+    from meterd.device.mailbox import Mailbox
     from meterd.ledger.account import Genesis
 
 CHUNKS_WAITING_MAX = 4096  # reads while the account is fed anew: a minute of the fastest board
@@ -121,6 +123,16 @@ class Meter:
             read=lambda number, begin, end: read_part(state, number, begin, end),
         )
         self.book.alarmed = self._alarmed
+        self.neighbours = Neighbours(
+            genesis,
+            self.book.chain,
+            state=state,
+            line=line_folder(state, settings) if settings.network.brokers else None,
+            load=lambda first, last: load_blocks(state, first, last),
+            orders=read_orders(state),
+        )
+        self.book.waiting = self.neighbours.waits
+        self.book.obey(self.neighbours.order)
         self._decoder = BoardDecoder(settings.rules, joins=True)
         self.port_state = "closed"
         self.last: tuple[list[int], int, Stamp] | None = None
@@ -132,7 +144,9 @@ class Meter:
         self._writes: asyncio.Queue[list[Operation]] = asyncio.Queue(1)
         self._written = asyncio.Event()
         self._written.set()
-        self._handed_over = self.book.chain.head
+        self._handed_over = self.book.chain
+        self._sealed: list[tuple[int, bytes]] = []
+        self._rung, self._heard_ms = True, 0
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
         self._unread_bytes = 0
@@ -179,6 +193,8 @@ class Meter:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._reading = tasks.create_task(self._read(), name="read the port")
+                if self.neighbours.inbox is not None:
+                    self._listen(self.neighbours.inbox)
                 others = [
                     self._reading,
                     tasks.create_task(self._keep(), name="keep the log"),
@@ -241,6 +257,7 @@ class Meter:
             self._manager.watchdog()
             await self._take_waiting()
             self._turn()
+            await self._hear()
         await self._read_up()
         stamp = self._clock.stamp()
         book = self.book
@@ -315,6 +332,39 @@ class Meter:
             self._committed_ms = stamp.boot_ms
             self._hand_over()
 
+    # --- the neighbours -------------------------------------------------------------------------
+
+    def _listen(self, inbox: Mailbox) -> None:
+        """Wake when the peer process rings."""
+        bell = inbox.listen()
+
+        def rung() -> None:
+            inbox.silence(bell)
+            self._rung = True
+            self._wake.set()
+
+        asyncio.get_running_loop().add_reader(bell, rung)
+
+    async def _hear(self) -> None:
+        """Take what the peer process brought; where it lets us seal, seal what has waited."""
+        neighbours, book = self.neighbours, self.book
+        now_ms = self._clock.stamp().boot_ms
+        if not self._rung and now_ms - self._heard_ms < TURN_S * 1000 * self._speed:
+            return
+        self._rung, self._heard_ms = False, now_ms
+        for order in neighbours.read(now_ms):
+            height, order_hash = neighbours.order
+            book.event("order", (("height", height), ("hash", order_hash), ("spelt", order)))
+            book.obey(neighbours.order)
+            keep_order(self._state, order)
+        neighbours.turn(now_ms)
+        waits = neighbours.waits
+        book.raise_alarm("neighbours", waits, stands=bool(waits))
+        if book.waiting and not waits:
+            await self.flush()
+            book.release()
+            log_event(self._logger, logging.INFO, "released", height=book.chain.head.height)
+
     def _note_reports(self) -> None:
         for event, fields in self._reports:
             self.book.event(event, tuple(fields.items()))
@@ -342,7 +392,8 @@ class Meter:
     def _hand_over(self) -> None:
         operations = self.book.commit()
         if operations:
-            self._handed_over = self.book.chain.head
+            self._handed_over = self.book.chain
+            self._sealed += self.book.take_sealed()
             self._written.clear()
             self._writes.put_nowait(operations)
 
@@ -376,7 +427,10 @@ class Meter:
                     f"the card has taken no write for {WRITE_STALL_S_MAX:.0f} s",
                     hint="it is failing: copy the account, replace the card",
                 ) from error
-            head = self._handed_over
+            head = self._handed_over.head
+            sealed, self._sealed = self._sealed, []
+            if sealed:
+                self.neighbours.sealed(self._handed_over, sealed)
             self._written.set()
             self._check_room()
             self._wake.set()  # what was sealed meanwhile need not wait for the next line

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from meterd.errors import DeniedError, EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
+from meterd.ledger.block import decode_block
 from meterd.ledger.chain import verify_seals
+from meterd.ledger.encoding import take_apart
 from meterd.ledger.findings import Tools
 from meterd.ledger.judge import Files
-from meterd.ledger.segment import HEADER_BYTES_MAX, STREAMS, read_header
+from meterd.ledger.segment import HEADER_BYTES_MAX, STREAMS, read_header, walk_frames
 from meterd.ledger.stored import SampleFile
 from meterd.ledger.verdict import Known, Verdict, verdict
 
@@ -32,6 +34,7 @@ __all__ = [
     "Known",
     "VanishedError",
     "Verdict",
+    "load_blocks",
     "meter_of",
     "open_tools",
     "read_file",
@@ -165,6 +168,28 @@ def _open_samples(state: Path, number: int) -> BinaryIO:
         raise VanishedError(f"{path} has gone while it was read") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def load_blocks(state: Path, first: int, last: int) -> list[bytes]:
+    """Return the account's own sealed blocks from one height to another, as far as there are any.
+
+    Raises:
+        StorageError: A segment cannot be read.
+        EncodingError: A segment is damaged: it was verified at the start.
+    """
+    found: list[bytes] = []
+    for number in reversed(segment_numbers(state / "blocks")):
+        data = read_file(state / "blocks" / segment_name(number))
+        header, _ = read_header(data, "blocks")
+        frames = [frame.body for frame in walk_frames(data, header)]
+        if not frames:
+            continue
+        begins = decode_block(take_apart(frames[0]).payload).height
+        if begins <= last:
+            found[:0] = frames[max(0, first - begins) : last - begins + 1]
+        if begins <= first:
+            break
+    return found
 
 
 def read_part(state: Path, number: int, begin: int, end: int) -> bytes:

@@ -48,6 +48,7 @@ class Sealer:
         log: The account's streams.
         chain: The chain with all blocks sealed so far.
         told: Called with each event.
+        order: Height and hash of the order that blocks name.
         boot_ms: Boot clock that events are stamped with.
         wall_ms: Wall clock that events are stamped with.
     """
@@ -71,6 +72,8 @@ class Sealer:
         self._tails = tails
         self._counted: Counter[str] = Counter()
         self._sealed: list[tuple[int, bytes]] = []
+        self._messages: list[tuple[int, bytes]] = []
+        self.order = chain.head.order
         self._operations: list[Operation] = []
 
     # --- events -----------------------------------------------------------------------------
@@ -126,7 +129,7 @@ class Sealer:
             incarnation=chain.incarnation,
             height=chain.head.height + 1,
             previous=chain.head.block_hash,
-            order=chain.head.order,
+            order=self.order,
             start_s=cut.start_s,
             end_s=cut.end_s,
             clock=Clock(cut.status, cut.error_ms, terms.boot_id, cut.cut_ms, cut.measured_ms),
@@ -146,7 +149,9 @@ class Sealer:
                 f"refuses to seal a block that its peers would refuse: {error}",
                 hint="keep the account as it is and report this: it is an error in meterd",
             ) from error
-        log.add_block(seal(payload, self._key, chain.genesis))
+        message = seal(payload, self._key, chain.genesis)
+        log.add_block(message)
+        self._messages.append((head.height, message))
         self.chain = chain._replace(head=head)
         self._sealed.append((head.height, head.block_hash))
 
@@ -215,6 +220,11 @@ class Sealer:
             wall=wall,
         )
         self._operations.append(checkpoint_operation(self.log.state, checkpoint, self._key))
+
+    def take_sealed(self) -> list[tuple[int, bytes]]:
+        """Return (height, sealed) of the blocks sealed since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
     def commit(self) -> list[Operation]:
         """Return what makes all so far durable."""

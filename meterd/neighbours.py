@@ -1,0 +1,332 @@
+"""The meter's side of the line: what it tells its peer process, and what it believes of it.
+
+Nothing that comes in is believed by word: orders come with their certificates, certificates with
+their signatures, answers with this start's nonce, blocks with our own seal, and all are verified
+here, by the pure code, against the roster that genesis and accepted orders give. A peer process
+that was taken over can withhold; it cannot forge.
+
+In the outbox lie the oldest sealed blocks that are not certified as far as the meter knows, a
+bounded number of them; each leaves when a certificate of it or of a later one has come.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from meterd.authority.boot import HeadSearch
+from meterd.authority.certificate import (
+    Certificate,
+    add_certified_order,
+    open_certificate,
+    read_certificate,
+    verify_certificate,
+)
+from meterd.authority.messages import NONCE_BYTES
+from meterd.authority.roster import found
+from meterd.device.archive import read_file
+from meterd.device.mailbox import FILE_BYTES_MAX, INBOX, OUTBOX, Mailbox
+from meterd.errors import BlockRejectedError, EncodingError, MeterdError
+from meterd.ledger.account import shaped
+from meterd.ledger.encoding import decode, digest, take_apart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meterd.authority.certificate import Certified
+    from meterd.authority.roster import Roster
+    from meterd.config import Settings
+    from meterd.ledger.account import Genesis
+    from meterd.ledger.chain import Chain
+
+OUT_BLOCKS_MAX = 64  # in the outbox at once; the next follow as these are certified
+ASK_MS = 3000  # the boot question lies there anew so often, until it is answered
+CERTIFICATE_FILE = "certificate"  # the last one, so that a restart need not offer all blocks again
+ORDERS_FILE = "orders"  # events hold them too; each is verified again at a start
+CERTIFICATE_KEPT_MS = 60_000  # it is written so often at most: it can be had again
+
+
+class Witnessed(NamedTuple):
+    """Up to where the neighbours vouch for this meter.
+
+    Attributes:
+        height: Of the last certified block; 0 before the first.
+        voters: How many attested it.
+        quorum: How many had to.
+        fork_proof: False where one liar among the voters could have certified another history.
+    """
+
+    height: int = 0
+    voters: int = 0
+    quorum: int = 0
+    fork_proof: bool = False
+
+
+class Neighbours:
+    """What the metering process knows of its network.
+
+    Attributes:
+        roster: Genesis and the orders accepted so far.
+        witnessed: Up to where blocks are certified.
+        stopped: Why this meter must not seal any more, or an empty text.
+        refused: Letters that did not hold, by kind.
+        recovered: Sealed blocks of our own that peers hold and the card does not, ascending.
+    """
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        chain: Chain,
+        *,
+        state: Path,
+        line: Path | None,
+        load: Callable[[int, int], list[bytes]],
+        orders: list[bytes],
+    ) -> None:
+        """Begin.
+
+        Args:
+            genesis: The network's first word.
+            chain: Our own chain as recovery found it.
+            state: The account's folder.
+            line: Folder of outbox and inbox; None where there is no peer process.
+            load: Reads our own sealed blocks from the card: (first, last).
+            orders: Accepted orders, each with its certificate, as events hold them.
+        """
+        self.roster: Roster = found(genesis)
+        for spelt in orders:
+            self.roster = _add_order(self.roster, spelt)
+        self._state, self._load = state, load
+        self._chain = chain
+        self._outbox = Mailbox(line / OUTBOX) if line else None
+        self._inbox = Mailbox(line / INBOX) if line else None
+        self.witnessed = Witnessed()
+        self.stopped = ""
+        self.refused: dict[str, int] = {}
+        self.recovered: list[bytes] = []
+        self._sealed: OrderedDict[int, bytes] = OrderedDict()
+        self._orders_taken: list[bytes] = []
+        self._asked_ms: int | None = None
+        self._kept_ms: int | None = None
+        self._waits = True
+        self._search = HeadSearch(chain.meter, chain.meter, os.urandom(NONCE_BYTES))
+        self._restore()
+
+    @property
+    def order(self) -> tuple[int, bytes]:
+        """Height and hash of the last order in force."""
+        return self.roster.head.height, self.roster.head.order_hash
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody votes in this network: what is sealed counts as certified."""
+        return not self.roster.committee.voters
+
+    @property
+    def inbox(self) -> Mailbox | None:
+        """The folder that the peer process writes."""
+        return self._inbox
+
+    @property
+    def waits(self) -> str:
+        """Why nothing may be sealed yet; empty once the boot rule is answered."""
+        if self.stopped:
+            return self.stopped
+        head = self._chain.head
+        if self._waits and self._search.satisfied(
+            self.roster, self._chain.incarnation, head.height
+        ):
+            self._waits = False
+        if not self._waits:
+            return ""
+        needed = self._search.needed(self.roster)
+        count = self._search.counting(self.roster, self._chain.incarnation, head.height)
+        return f"{count} of {needed} neighbours have said what they hold of this meter"
+
+    # --- outward ----------------------------------------------------------------------------
+
+    def sealed(self, chain: Chain, messages: list[tuple[int, bytes]]) -> None:
+        """Take note of blocks that are durable now: (height, sealed); tell the peer process."""
+        self._chain = chain
+        for height, message in messages:
+            self._sealed[height] = message
+            while len(self._sealed) > OUT_BLOCKS_MAX:
+                self._sealed.popitem(last=False)
+        self._fill()
+
+    def turn(self, now_ms: int) -> None:
+        """Ask again what is not answered, and refill the outbox."""
+        if self._outbox is None:
+            return
+        if self._waits and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):
+            self._asked_ms = now_ms
+            self._outbox.put(f"question-{self._search.nonce.hex()}", self._search.nonce)
+            self._outbox.ring()
+        if not self._waits:
+            self._outbox.remove(f"question-{self._search.nonce.hex()}")
+        self._fill()
+
+    def _fill(self) -> None:
+        """Let the oldest blocks that are not certified lie in the outbox, no others."""
+        if self._outbox is None or self.alone:
+            return
+        first = self.witnessed.height + 1
+        last = min(self._chain.head.height, first + OUT_BLOCKS_MAX - 1)
+        wanted = {f"block-{height:012d}": height for height in range(first, last + 1)}
+        there = self._outbox.names()
+        for name in there - wanted.keys():
+            if name.startswith("block-"):
+                self._outbox.remove(name)
+        missing = sorted(height for name, height in wanted.items() if name not in there)
+        if not missing:
+            return
+        known = self._sealed
+        if any(height not in known for height in missing):
+            loaded = self._load(missing[0], missing[-1])
+            known = OrderedDict(zip(range(missing[0], missing[-1] + 1), loaded, strict=False))
+        for height in missing:
+            if height in known:
+                self._outbox.put(f"block-{height:012d}", known[height])
+        self._outbox.ring()
+
+    # --- inward -----------------------------------------------------------------------------
+
+    def read(self, now_ms: int) -> list[bytes]:
+        """Take what lies in the inbox; return orders that are in force now, to be kept as events.
+
+        Each is the order with its seal and its certificate, as `_add_order` takes it.
+        """
+        if self._inbox is None:
+            return []
+        for letter in sorted(self._inbox.read()):  # orders and blocks are named by their heights
+            self._inbox.remove(letter.name)
+            try:
+                self._take(letter.kind, letter.data, now_ms)
+            except MeterdError:
+                self.refused[letter.kind] = self.refused.get(letter.kind, 0) + 1
+        taken, self._orders_taken = self._orders_taken, []
+        return taken
+
+    def _take(self, kind: str, data: bytes, now_ms: int) -> None:
+        if kind == "certificate":
+            self._take_certificate(open_certificate(data), data, now_ms)
+        elif kind == "answer":
+            self._search.take(data, self.roster)
+        elif kind == "order":
+            self.roster = _add_order(self.roster, data)
+            self._orders_taken.append(data)
+        elif kind == "blocks":
+            self._take_own(data)
+        else:
+            raise EncodingError(f"nothing is called {kind}")
+
+    def _take_certificate(self, certificate: Certificate, data: bytes, now_ms: int) -> None:
+        certified = self._verify(certificate)
+        if certificate.height <= self.witnessed.height:
+            return
+        self._witness(certificate, certified)
+        if self._kept_ms is None or now_ms - self._kept_ms >= CERTIFICATE_KEPT_MS:
+            self._kept_ms = now_ms
+            self._keep(data)
+        self._fill()
+
+    def _verify(self, certificate: Certificate) -> Certified:
+        head = self._chain.head
+        if (certificate.meter, certificate.incarnation) != (
+            self._chain.meter,
+            self._chain.incarnation,
+        ):
+            raise BlockRejectedError("the certificate is of another chain")
+        if certificate.height > head.height:
+            raise BlockRejectedError("the certificate is of a block that this card does not hold")
+        sealed = self._sealed.get(certificate.height)
+        if sealed is None:
+            sealed = next(iter(self._load(certificate.height, certificate.height)), None)
+        if sealed is None or digest(take_apart(sealed).payload) != certificate.block_hash:
+            raise BlockRejectedError("the certificate is of another block than this card holds")
+        return verify_certificate(certificate, self.roster)
+
+    def _witness(self, certificate: Certificate, certified: Certified) -> None:
+        committee = self.roster.committee_of(certified.epoch)
+        self.witnessed = Witnessed(
+            certificate.height,
+            len(certified.voters),
+            committee.quorum if committee else 0,
+            not certified.witnessed,
+        )
+
+    def _take_own(self, data: bytes) -> None:
+        """A block of ours that peers hold: is it behind what the card holds?"""
+        from meterd.ledger.block import decode_block
+        from meterd.ledger.chain import verify_sealed
+
+        block = decode_block(take_apart(data).payload)
+        terms = self.roster.terms(self._chain, block.order, block.start_s)
+        _, chain = verify_sealed(data, terms)
+        self.recovered.append(data)
+        self._chain = chain
+
+    # --- the last certificate -----------------------------------------------------------------
+
+    def _keep(self, data: bytes) -> None:
+        fresh = self._state / f".{CERTIFICATE_FILE}"
+        try:
+            fresh.write_bytes(data)
+            fresh.replace(self._state / CERTIFICATE_FILE)
+        except OSError:
+            self.refused["kept"] = self.refused.get("kept", 0) + 1
+
+    def _restore(self) -> None:
+        path = self._state / CERTIFICATE_FILE
+        try:
+            with path.open("rb") as file:
+                certificate = open_certificate(file.read(FILE_BYTES_MAX))
+            self._witness(certificate, self._verify(certificate))
+        except FileNotFoundError:
+            return
+        except (OSError, MeterdError):
+            self.refused["kept"] = self.refused.get("kept", 0) + 1
+
+
+def line_folder(state: Path, settings: Settings) -> Path:
+    """Return the folder of outbox and inbox."""
+    named = settings.network.line or os.environ.get("RUNTIME_DIRECTORY", "")
+    return Path(named) if named else state / "line"
+
+
+def read_orders(state: Path) -> list[bytes]:
+    """Return the orders that the account has accepted, as `keep_order` kept them.
+
+    Raises:
+        StorageError: The file cannot be read.
+        EncodingError: It is damaged: peers give its orders again if it is moved away.
+    """
+    path = state / ORDERS_FILE
+    if not path.exists():
+        return []
+    data, orders = read_file(path), []
+    while data:
+        length = int.from_bytes(data[:4], "big")
+        orders.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    return orders
+
+
+def keep_order(state: Path, spelt: bytes) -> None:
+    """Append an accepted order to the file that the next start reads."""
+    with (state / ORDERS_FILE).open("ab") as file:
+        file.write(len(spelt).to_bytes(4, "big") + spelt)
+
+
+def _add_order(roster: Roster, spelt: bytes) -> Roster:
+    """Return `roster` with a certified order, spelt as [order with its seal, certificate].
+
+    Raises:
+        MeterdError: It does not hold.
+    """
+    value = decode(spelt, bytes_max=FILE_BYTES_MAX)
+    if not shaped(value, bytes, tuple):
+        raise EncodingError("not an order with its certificate")
+    return add_certified_order(roster, value[0], read_certificate(value[1]))

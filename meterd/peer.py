@@ -1,0 +1,435 @@
+"""`meterd peer`: the process that has the network. It has no board and no seal.
+
+A thin shell around `authority.gossip`: brokers, outbox and clock give events, the core answers with
+effects, and these are performed in order: first one transaction of all that has to be kept, then
+what depends on it. Events that wait are taken together, so that one sync serves them all. The first
+failure ends the process; a fresh start is the one way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from meterd.authority.effects import (
+    Accuse,
+    Asked,
+    Assembled,
+    Certify,
+    Connected,
+    Deliver,
+    Load,
+    Loaded,
+    Now,
+    Persist,
+    Received,
+    Sealed,
+    Send,
+    SendBatches,
+    SendEvidence,
+    Tell,
+    Tick,
+)
+from meterd.authority.gossip import Gossip
+from meterd.authority.gossip import Settings as Pace
+from meterd.authority.messages import NONCE_BYTES
+from meterd.config import load_node
+from meterd.device.broker import Broker, parse_address
+from meterd.device.clock import SystemClock
+from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
+from meterd.device.store import open_store
+from meterd.device.systemd import Manager, journal_logger, log_event
+from meterd.device.vault import load_vote
+from meterd.errors import ConfigError
+from meterd.init import read_genesis
+from meterd.ledger.encoding import digest, encode, key_id
+
+if TYPE_CHECKING:
+    import argparse
+
+    from meterd.authority.effects import Effect, Event, Record
+    from meterd.config import NodeSettings
+    from meterd.ledger.account import Genesis
+
+STATE_DEFAULT = Path("/var/lib/meterd")
+EVENTS_WAITING_MAX = 8192  # messages that no turn has taken: past it the newest are dropped
+EVENTS_AT_ONCE = 256  # taken in one turn, with one sync
+TURN_S = 0.1
+OUTBOX_S = 1.0
+SHOWN_S = 2.0
+PEER_FILE = "peer.json"
+STATUS_CONTEXT = "meterd/status/v1"
+LEVELS = (logging.INFO, logging.WARNING, logging.ERROR)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe `meterd peer`."""
+    parser.epilog = """examples:
+  meterd peer --config /etc/meterd/meterd.toml
+  meterd peer --config grid-co.toml --state ./grid-co     (a node without a meter)
+"""
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="settings")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(os.environ.get("STATE_DIRECTORY") or STATE_DEFAULT),
+        metavar="DIR",
+        help="where genesis, key and store are (default: $STATE_DIRECTORY, else /var/lib/meterd)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the node until it is stopped; returns the exit code."""
+    logger = journal_logger()
+    settings = load_node(arguments.config)
+    state: Path = arguments.state
+    genesis = read_genesis(state)
+    peer = Peer(state, settings, genesis, logger)
+    try:
+        asyncio.run(peer.run())
+    finally:
+        peer.close()
+    sys.stderr.flush()
+    return 0
+
+
+class Peer:
+    """One node's shell.
+
+    Attributes:
+        gossip: Its core.
+    """
+
+    def __init__(
+        self, state: Path, settings: NodeSettings, genesis: Genesis, logger: logging.Logger
+    ) -> None:
+        """Open store and brokers' settings; `run` comes next.
+
+        Raises:
+            ConfigError: Genesis, key and settings do not fit each other.
+            StorageError: The store cannot be used.
+        """
+        network, name = settings.network, settings.name
+        if not network.brokers:
+            raise ConfigError(
+                "network.brokers is empty: there is nobody to talk to",
+                hint='set it, such as ["mqtts://broker.example:8883"]',
+            )
+        node = next((node for node in genesis.nodes if node.name == name), None)
+        key = load_vote(state)
+        if node is not None and node.voting_key != bytes(key.verify_key):
+            raise ConfigError(
+                f"the voting key in {state} is not the one that the genesis names for {name}",
+                hint="put back this node's own key, or have it enrolled anew",
+            )
+        self._name, self._logger, self._genesis = name, logger, genesis
+        self._manager = Manager()
+        self._clock = SystemClock(settings.clock.trust)
+        path = Path(network.store) if network.store else state / "peer.db"
+        self._store, damaged = open_store(path, genesis=genesis.hash, node=name)
+        if damaged:
+            log_event(logger, logging.ERROR, "store_damaged", reason=damaged)
+        self._store.begin_start()
+        distributor = next(
+            ((node.name, 1) for node in genesis.nodes if node.role == "distributor"), None
+        )
+        meter = name if any(meter.name == name for meter in genesis.meters) else ""
+        self.gossip = Gossip(
+            genesis,
+            name,
+            key,
+            nonce=os.urandom(NONCE_BYTES),
+            snapshot=self._store.snapshot(key_id(bytes(key.verify_key)), distributor),
+            settings=Pace(tick_ms=network.tick_ms, digest_ms=network.digest_ms),
+            meter=meter,
+        )
+        named = network.line or os.environ.get("RUNTIME_DIRECTORY", "")
+        line = Path(named) if named else state / "line"
+        self._outbox, self._inbox = Mailbox(line / OUTBOX), Mailbox(line / INBOX)
+        self._shown = line / PEER_FILE
+        self._events: deque[Event] = deque()
+        self._dropped = 0
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._offered: dict[str, bytes] = {}
+        self._topics = f"m/{genesis.name}"
+        self._urls = network.brokers
+        self._brokers = [self._broker(url, settings) for url in network.brokers]
+
+    def _broker(self, url: str, settings: NodeSettings) -> Broker:
+        network = settings.network
+        paths = [Path(p) if p else None for p in (network.ca, network.certificate, network.key)]
+        tls = url.startswith("mqtts:")
+        address = parse_address(
+            url,
+            ca=paths[0] if tls else None,
+            certificate=paths[1] if tls else None,
+            key=paths[2] if tls else None,
+        )
+        topics = [f"{self._topics}/+/{kind}" for kind in ("block", "head", "attest", "digest")]
+        topics += [f"{self._topics}/+/evidence", f"{self._topics}/+/fetch/{self._name}"]
+        topics.append(f"{self._topics}/+/answer/{self._name}")
+        status = f"{self._topics}/{self._name}/status"
+        return Broker(
+            address,
+            client_id=self._name,
+            subscriptions=topics,
+            will=(status, encode([STATUS_CONTEXT, self._name, 0])),
+            birth=(status, encode([STATUS_CONTEXT, self._name, 1])),
+            deliver=self._deliver,
+            tell=self._broker_tells,
+            draw=random.random,
+        )
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    # --- events -----------------------------------------------------------------------------
+
+    def _put(self, event: Event) -> None:
+        if len(self._events) >= EVENTS_WAITING_MAX:
+            self._dropped += 1
+            return
+        self._events.append(event)
+        self._wake.set()
+
+    def _deliver(self, topic: str, payload: bytes) -> None:
+        parts = topic.split("/")
+        if len(parts) >= 4:  # noqa: PLR2004 - m/<network>/<from>/<kind>
+            self._put(Received(parts[2], payload))
+
+    def _broker_tells(self, event: str, fields: dict[str, str]) -> None:
+        level = logging.INFO if event == "broker_connected" else logging.WARNING
+        log_event(self._logger, level, event, **fields)
+        if event == "broker_connected":
+            self._put(Connected())
+
+    def _now(self) -> Now:
+        stamp = self._clock.stamp()
+        return Now(time.monotonic_ns() // 1_000_000, stamp.wall_ms // 1000, stamp.status == "S")
+
+    # --- tasks ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Talk with the neighbours until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._stop)
+        log_event(
+            self._logger,
+            logging.INFO,
+            "peer_started",
+            name=self._name,
+            network=self._genesis.name,
+            voters=len(self.gossip.committee.voters),
+            quorum=self.gossip.committee.quorum,
+        )
+        bell = self._outbox.listen()
+        loop.add_reader(bell, self._rung, bell)
+        async with asyncio.TaskGroup() as tasks:
+            others = [
+                tasks.create_task(broker.run(), name=f"broker {number}")
+                for number, broker in enumerate(self._brokers)
+            ]
+            others.append(tasks.create_task(self._beat(), name="beat"))
+            self._manager.ready()
+            await self._work()
+            for task in others:
+                task.cancel()
+        loop.remove_reader(bell)
+        bell.close()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    def _rung(self, bell: object) -> None:
+        import socket
+
+        assert isinstance(bell, socket.socket)  # noqa: S101 - `run` registers it
+        self._outbox.silence(bell)
+        self._read_outbox()
+
+    async def _beat(self) -> NoReturn:
+        next_outbox = next_shown = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= next_outbox:
+                next_outbox = now + OUTBOX_S
+                self._read_outbox()
+            if now >= next_shown:
+                next_shown = now + SHOWN_S
+                self._show()
+            self._put(Tick())
+            self._manager.watchdog()
+            await asyncio.sleep(TURN_S)
+
+    def _read_outbox(self) -> None:
+        """Take what the meter process offers; each once, since it lies there until certified."""
+        there = set[str]()
+        for letter in sorted(self._outbox.read()):
+            there.add(letter.name)
+            mark = digest(letter.data)
+            if self._offered.get(letter.name) == mark and letter.kind != "question":
+                continue
+            self._offered[letter.name] = mark
+            if letter.kind == "block":
+                self._put(Sealed(letter.data))
+            elif letter.kind == "question" and len(letter.data) == NONCE_BYTES:
+                self._put(Asked(self._name, letter.data))
+                self._outbox.remove(letter.name)
+        self._offered = {name: mark for name, mark in self._offered.items() if name in there}
+
+    async def _work(self) -> None:
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._events and not self._stopping:
+                effects: list[Effect] = []
+                now = self._now()
+                for _ in range(min(len(self._events), EVENTS_AT_ONCE)):
+                    effects += self.gossip.step(self._events.popleft(), now)
+                self._perform(effects)
+                await asyncio.sleep(0)
+
+    # --- effects ----------------------------------------------------------------------------
+
+    def _perform(self, effects: list[Effect]) -> None:
+        """Keep what has to be kept, in one transaction; then do the rest, in order."""
+        records: list[Record] = []
+        for effect in effects:
+            if isinstance(effect, Persist):
+                records += effect.records
+        if records:
+            self._store.perform(records)
+        for effect in effects:
+            match effect:
+                case Persist():
+                    pass
+                case Send():
+                    self._publish(effect.topic, effect.message, retain=effect.retain)
+                case Load():
+                    self._events.append(Loaded(effect, self._store.load(effect)))
+                case SendBatches():
+                    for message in self._store.batches(effect.kid, effect.first, effect.last):
+                        self._publish(f"answer/{effect.to}", message)
+                case SendEvidence():
+                    evidence = self._store.evidence(effect.evidence_id)
+                    if evidence is not None:
+                        self._publish(f"answer/{effect.to}", evidence)
+                case Accuse():
+                    proof = self._store.accuse(effect)
+                    if proof is not None:
+                        self._events.append(Assembled(proof))
+                case Certify():
+                    self._certify(effect)
+                case Deliver():
+                    name = f"{effect.kind}-{digest(effect.message).hex()[:32]}"
+                    self._inbox.put(name, effect.message)
+                    self._inbox.ring()
+                case Tell():
+                    self._tell(effect)
+
+    def _publish(self, topic: str, message: bytes, *, retain: bool = False) -> None:
+        for broker in self._brokers:
+            broker.publish(f"{self._topics}/{self._name}/{topic}", message, retain=retain)
+
+    def _certify(self, effect: Certify) -> None:
+        roster = self.gossip.roster
+        made = self._store.certify(
+            effect, {committee.epoch: committee.quorum for committee in roster.committees}
+        )
+        if made is None:
+            return
+        sealed, certificate = made
+        if effect.chain == roster.distributor:
+            name = f"order-{effect.height:012d}"
+            self._inbox.put(name, encode([sealed, certificate.spell()]))
+        else:
+            self._inbox.put(f"certificate-{effect.height:012d}", certificate.encode())
+        self._inbox.ring()
+
+    def _tell(self, tell: Tell) -> None:
+        log_event(self._logger, LEVELS[tell.level], tell.event, **dict(tell.fields))
+
+    # --- what is shown ------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """Write what `meterctl peers` shows; on a tmpfs, and lost with the process."""
+        gossip = self.gossip
+        now_ms = time.monotonic_ns() // 1_000_000
+        committee = gossip.committee
+        shown = {
+            "name": self._name,
+            "network": self._genesis.name,
+            "epoch": gossip.epoch,
+            "voters": len(committee.voters),
+            "quorum": committee.quorum,
+            "faults_max": committee.faults_max,
+            "votes": gossip.votes,
+            "booted": gossip.booted,
+            "order": gossip.roster.head.height,
+            "brokers": [
+                {
+                    "url": url,
+                    "connected": broker.connected,
+                    "protocol": broker.protocol,
+                    "dropped": broker.dropped,
+                }
+                for url, broker in zip(self._urls, self._brokers, strict=True)
+            ],
+            "peers": [
+                {
+                    "name": name,
+                    "role": node.role,
+                    "votes": committee.has(name),
+                    "heard_s": (now_ms - gossip.heard[name]) // 1000
+                    if name in gossip.heard
+                    else None,
+                }
+                for name, node in sorted(gossip.roster.nodes.items())
+                if name != self._name
+            ],
+            "chains": [
+                {
+                    "name": chain_id[0],
+                    "incarnation": chain_id[1],
+                    "height": held.height,
+                    "hash": held.head_hash.hex(),
+                    "certified_height": held.certified,
+                    "attested_by": sorted(
+                        gossip.voter_name(kid)
+                        for kid, vote in held.votes.items()
+                        if vote.leaf.height == held.height
+                    ),
+                    "frozen": held.frozen,
+                }
+                for chain_id, held in sorted(gossip.chains.items())
+            ],
+            "accused": [
+                {"name": one.name, "role": one.role, "height": one.height}
+                for one in gossip.accused.values()
+            ],
+            "refused": [
+                {"name": name, "height": height, "reason": reason}
+                for name, height, reason in gossip.refused
+            ],
+            "counts": gossip.counts | {"waiting_dropped": self._dropped},
+        }
+        fresh = self._shown.with_name(f".{PEER_FILE}")
+        try:
+            fresh.write_text(json.dumps(shown))
+            fresh.replace(self._shown)
+        except OSError as error:
+            log_event(self._logger, logging.WARNING, "not_shown", reason=str(error))
