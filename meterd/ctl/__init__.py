@@ -26,6 +26,7 @@ COMMANDS = {
     "key": ("meterd.ctl.key", "show the public key and the genesis hash"),
     "prune": ("meterd.ctl.prune", "remove old samples; blocks and events stay"),
     "config": ("meterd.ctl.config", "check settings"),
+    "broker-config": ("meterd.ctl.broker_config", "a broker's settings; certificates of a street"),
 }
 
 EPILOG = """\
