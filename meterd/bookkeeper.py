@@ -133,7 +133,7 @@ class Bookkeeper:
             incarnation=account.incarnation,
             draw_secret=draw_secret,
             ends=found.ends,
-            events=recovered.checkpoint.start.events + len(found.events),
+            events=found.events_before(recovered.checkpoint.start) + len(found.events),
             open_rows=[
                 OpenRows(part.segment.header, part.first_row, part.segment.rows - part.first_row)
                 for part in found.open
@@ -156,6 +156,8 @@ class Bookkeeper:
         self._terms = Terms(self.parameters, boot_id)
         self._of = self._terms.of
         self._owed: dict[Register, int] = {}
+        self._sums_before: dict[bytes, int] = {}
+        self._first_ms: int | None = None
         self._pack = row_struct(len(self.parameters.roles)).pack
         self.cutter = Cutter(interval_s=interval_s, quantities=self._terms.quantities)
         self.placement = Placement(interval_s=interval_s, build_ms=build_ms)
@@ -205,6 +207,7 @@ class Bookkeeper:
                 for what, old, new in self.parameters.changes_from(before):
                     changes += [(f"{what} old", old), (f"{what} new", new)]
             self.event("parameters", (("record", self.parameters.encode()), *changes))
+        self._sums_before = closed.sums_now
         self._owed = closed.owed(self._terms)
         self.cutter = Cutter(
             interval_s=self._interval_s,
@@ -232,6 +235,15 @@ class Bookkeeper:
             if not self.log.whole:
                 self.log.reread(self._rows.stored)
         self._decision = None
+
+    def measured(self) -> tuple[int, tuple[tuple[bytes, int, int], ...]]:
+        """Return how long this run has measured, and what: (OBIS code, kind, uJ)."""
+        registers = zip(self._terms.registers, self.cutter.sums, strict=True)
+        carried = tuple(
+            (obis, kind, (half - self._sums_before.get(obis, 0)) // 2)
+            for (obis, kind), half in registers
+        )
+        return (self._row_ms or 0) - (self._first_ms or 0), carried
 
     # --- readings ---------------------------------------------------------------------------
 
@@ -420,6 +432,8 @@ class Bookkeeper:
                 if not self.log.samples_open:
                     self._begin_samples(base_ms)
                 self.log.add_row(body)
+        if self._first_ms is None:
+            self._first_ms = at_ms
         self._row_ms, self._row_body = at_ms, body
 
     def _begin_samples(self, base_ms: int) -> None:

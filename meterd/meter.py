@@ -22,11 +22,13 @@ from meterd.device.archive import load_blocks, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp
 from meterd.device.port import read_board
+from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
 from meterd.device.vault import load_seal
 from meterd.errors import ConfigError, EncodingError, StorageError
 from meterd.ledger.chain import open_chain
+from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, keep_order, line_folder, read_orders
 from meterd.software import Installed, SoftwareChangedError, software_id
@@ -65,6 +67,7 @@ class Meter:
         book: The account; only the measuring task touches it.
         port_state: `closed`, `open`, `lost` or `silent`.
         last: The last reading and its stamp, or None.
+        begins_anew: The account has begun anew behind its neighbours' blocks: start once more.
         durable_height: Height of the last block that is on the card: no other is told of.
     """
 
@@ -147,6 +150,8 @@ class Meter:
         self._handed_over = self.book.chain
         self._sealed: list[tuple[int, bytes]] = []
         self._rung, self._heard_ms = True, 0
+        self.begins_anew = False
+        self._key = key
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
         self._unread_bytes = 0
@@ -270,7 +275,31 @@ class Meter:
         if book.losing:
             book.seal_open()
             await self.flush()
+        if self.begins_anew:
+            await asyncio.to_thread(self._begin_anew, stamp)
         log_event(self._logger, logging.INFO, "stopped", height=book.chain.head.height)
+
+    def _begin_anew(self, stamp: Stamp) -> None:
+        """Go on behind the blocks that neighbours gave back: this card was put back to before."""
+        book, given = self.book, self.neighbours.recovered
+        chain, own = self.neighbours.chain, book.chain.head.height
+        measured_ms, carried = book.measured()
+        recovered = Recovered(
+            chain.head.height, chain.head.block_hash, book.run, measured_ms, carried
+        )
+        begin_anew(
+            self._state,
+            chain,
+            [*load_blocks(self._state, 1, own), *given],
+            recovered,
+            key=self._key,
+            parameters=book.parameters,
+            events=max(book.log.events, chain.head.events),
+            stamp=(stamp.boot_ms, max(stamp.wall_ms, 0)),
+            old_height=own,
+            draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
+        )
+        log_event(self._logger, logging.WARNING, "recovered", height=chain.head.height, had=own)
 
     async def _read_up(self) -> None:
         """Take what the board had said before the stop: in our queue, and in the kernel's."""
@@ -360,7 +389,11 @@ class Meter:
         neighbours.turn(now_ms)
         waits = neighbours.waits
         book.raise_alarm("neighbours", waits, stands=bool(waits))
-        if book.waiting and not waits:
+        if waits and not book.waiting:
+            book.waiting = waits  # sealing stops; metering does not
+        if book.waiting and not waits and neighbours.recovered:
+            self._stopping = self.begins_anew = True
+        elif book.waiting and not waits:
             await self.flush()
             book.release()
             log_event(self._logger, logging.INFO, "released", height=book.chain.head.height)

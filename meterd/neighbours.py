@@ -23,13 +23,16 @@ from meterd.authority.certificate import (
     open_certificate,
     read_certificate,
     verify_certificate,
+    verify_evidence,
 )
 from meterd.authority.messages import NONCE_BYTES
 from meterd.authority.roster import found
 from meterd.device.archive import read_file
-from meterd.device.mailbox import FILE_BYTES_MAX, INBOX, OUTBOX, Mailbox
+from meterd.device.mailbox import FILE_BYTES_MAX, HEIGHT_BYTES, INBOX, OUTBOX, Mailbox
 from meterd.errors import BlockRejectedError, EncodingError, MeterdError
 from meterd.ledger.account import shaped
+from meterd.ledger.block import decode_block
+from meterd.ledger.chain import verify_sealed
 from meterd.ledger.encoding import decode, digest, take_apart
 
 if TYPE_CHECKING:
@@ -115,6 +118,11 @@ class Neighbours:
         self._restore()
 
     @property
+    def chain(self) -> Chain:
+        """Our own chain, with what neighbours gave back."""
+        return self._chain
+
+    @property
     def order(self) -> tuple[int, bytes]:
         """Height and hash of the last order in force."""
         return self.roster.head.height, self.roster.head.order_hash
@@ -162,7 +170,9 @@ class Neighbours:
             return
         if self._waits and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):
             self._asked_ms = now_ms
-            self._outbox.put(f"question-{self._search.nonce.hex()}", self._search.nonce)
+            height = self._chain.head.height.to_bytes(HEIGHT_BYTES, "big")
+            nonce = self._search.nonce
+            self._outbox.put(f"question-{nonce.hex()}", nonce + height)
             self._outbox.ring()
         if not self._waits:
             self._outbox.remove(f"question-{self._search.nonce.hex()}")
@@ -217,8 +227,10 @@ class Neighbours:
         elif kind == "order":
             self.roster = _add_order(self.roster, data)
             self._orders_taken.append(data)
-        elif kind == "blocks":
+        elif kind == "block":
             self._take_own(data)
+        elif kind == "evidence":
+            self._take_evidence(data)
         else:
             raise EncodingError(f"nothing is called {kind}")
 
@@ -259,14 +271,22 @@ class Neighbours:
 
     def _take_own(self, data: bytes) -> None:
         """A block of ours that peers hold: is it behind what the card holds?"""
-        from meterd.ledger.block import decode_block
-        from meterd.ledger.chain import verify_sealed
-
         block = decode_block(take_apart(data).payload)
+        if block.height <= self._chain.head.height:
+            return
         terms = self.roster.terms(self._chain, block.order, block.start_s)
         _, chain = verify_sealed(data, terms)
         self.recovered.append(data)
         self._chain = chain
+
+    def _take_evidence(self, data: bytes) -> None:
+        """Somebody seals with our key: what this meter would seal nobody could tell from that."""
+        accused = verify_evidence(data, self.roster)
+        if accused.chain == (self._chain.meter, self._chain.incarnation):
+            self.stopped = (
+                f"two blocks {accused.height} are sealed with this meter's key: sealing has "
+                "stopped; the distributor has to resolve it"
+            )
 
     # --- the last certificate -----------------------------------------------------------------
 

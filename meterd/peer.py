@@ -45,7 +45,7 @@ from meterd.authority.messages import NONCE_BYTES
 from meterd.config import load_node
 from meterd.device.broker import Broker, parse_address
 from meterd.device.clock import SystemClock
-from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
+from meterd.device.mailbox import HEIGHT_BYTES, INBOX, OUTBOX, Mailbox
 from meterd.device.store import open_store
 from meterd.device.systemd import Manager, journal_logger, log_event
 from meterd.device.vault import load_vote
@@ -286,8 +286,9 @@ class Peer:
             self._offered[letter.name] = mark
             if letter.kind == "block":
                 self._put(Sealed(letter.data))
-            elif letter.kind == "question" and len(letter.data) == NONCE_BYTES:
-                self._put(Asked(self._name, letter.data))
+            elif letter.kind == "question" and len(letter.data) == NONCE_BYTES + HEIGHT_BYTES:
+                nonce, height = letter.data[:NONCE_BYTES], letter.data[NONCE_BYTES:]
+                self._put(Asked(self._name, nonce, int.from_bytes(height, "big")))
                 self._outbox.remove(letter.name)
         self._offered = {name: mark for name, mark in self._offered.items() if name in there}
 
@@ -335,7 +336,8 @@ class Peer:
                 case Certify():
                     self._certify(effect)
                 case Deliver():
-                    name = f"{effect.kind}-{digest(effect.message).hex()[:32]}"
+                    of = f"{effect.height:012d}" if effect.height else ""
+                    name = f"{effect.kind}-{of or digest(effect.message).hex()[:32]}"
                     self._inbox.put(name, effect.message)
                     self._inbox.ring()
                 case Tell():

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from meterd.config import load
 from meterd.device.card import check_writable, lock
 from meterd.device.clock import BUILD_S, Clock, ScaledClock, SystemClock
+from meterd.device.rebase import finish
 from meterd.device.systemd import Manager, journal_logger, log_event
 from meterd.errors import ConfigError
 from meterd.init import read_genesis
@@ -21,6 +23,7 @@ from meterd.software import SoftwareChangedError, check_installed
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
 STATE_DEFAULT = Path("/var/lib/meterd")
 DEMO_PREFIX = "demo"  # only in networks named so may the clock run scaled
@@ -41,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the account (default: $STATE_DIRECTORY, else /var/lib/meterd)",
     )
     parser.add_argument(
-        "--with-peer", action="store_true", help="start the peer process too, where there is one"
+        "--with-peer",
+        action="store_true",
+        help="start the peer process too, for machines without systemd",
     )
     parser.add_argument(
         "--speed", type=int, default=1, metavar="N", help="run the clock N times as fast (demo)"
@@ -54,6 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the meter until it is stopped; returns the exit code."""
     logger = journal_logger()
+    with _peer(arguments, logger):
+        while _run_once(arguments, logger):
+            log_event(logger, logging.INFO, "starts_anew")
+    sys.stderr.flush()
+    return 0
+
+
+def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
+    """Run the meter until it is stopped; say whether its account has begun anew and it must too."""
     try:
         installed = check_installed()
     except SoftwareChangedError as changed:
@@ -78,8 +92,24 @@ def run(arguments: argparse.Namespace) -> int:
         asyncio.run(meter.run())
     finally:
         os.close(held)
-    sys.stderr.flush()
-    return 0
+    return meter.begins_anew
+
+
+@contextmanager
+def _peer(arguments: argparse.Namespace, logger: logging.Logger) -> Iterator[None]:
+    """Run the peer process beside this one, where that is asked for; without it we meter on."""
+    if not arguments.with_peer:
+        yield
+        return
+    from meterd.peer_keeper import PeerKeeper
+
+    command = (sys.executable, "-m", "meterd", "peer", "--config", str(arguments.config))
+    keeper = PeerKeeper((*command, "--state", str(arguments.state)), logger)
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.stop()
 
 
 def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tuple[Meter, int]:
@@ -94,8 +124,6 @@ def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tupl
             f"a scaled clock is refused in network {genesis.name}: nobody is billed by it",
             hint=f"only in networks named {DEMO_PREFIX}… ; see `meterd demo`",
         )
-    if arguments.with_peer:
-        log_event(logger, logging.INFO, "no_peer", network=genesis.name, nodes=1)
     manager = Manager()
     clock: Clock = (
         ScaledClock(arguments.speed, BUILD_S * 1000 if epoch_ms is None else epoch_ms)
@@ -106,6 +134,7 @@ def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tupl
         settings = replace(settings, clock=replace(settings.clock, trust="always"))
     held = lock(state)
     check_writable(state)
+    finish(state)
     meter = Meter(
         state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
     )

@@ -44,10 +44,11 @@ class Sealed(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """This device's meter wants to know its head (the boot rule)."""
+    """This device's meter wants to know its head (the boot rule); its card holds `height`."""
 
     meter: str
     nonce: bytes
+    height: int = 0
 
 
 class Loaded(NamedTuple):
@@ -194,10 +195,11 @@ class Certify(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """Hand a message to this device's meter process: `answer`, `blocks`, `order`."""
+    """Hand a message to this device's meter process: `answer`, `block` by height, `evidence`."""
 
     kind: str
     message: bytes
+    height: int = 0
 
 
 class Tell(NamedTuple):

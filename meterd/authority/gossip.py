@@ -542,7 +542,7 @@ class Gossip:
             self._tell(1, "implausible", meter=block.meter, height=block.height)
         held.chain = chain
         epoch = self.roster.epoch_at(block.order[0])
-        self._grew(sender, held, chain.head.block_hash, message, checks=checks, epoch=epoch)
+        self._grew(held, chain.head.block_hash, message, checks=checks, epoch=epoch)
 
     def _known(self, sender: str, held: Held, height: int, message: bytes, parts: Parts) -> bool:
         """Deal with what is not the next block; say whether it was dealt with."""
@@ -632,7 +632,7 @@ class Gossip:
         self._pending.append(following)
         epoch = latest.committee.epoch
         block_hash = following.head.order_hash
-        self._grew(sender, held, block_hash, message, checks=CHECKS_ALL, epoch=epoch)
+        self._grew(held, block_hash, message, checks=CHECKS_ALL, epoch=epoch)
 
     def _bases_held(self, order: Order) -> bool:
         """Say whether the block that an order ends a chain at is held here.
@@ -661,7 +661,6 @@ class Gossip:
 
     def _grew(
         self,
-        sender: str,
         held: Held,
         block_hash: bytes,
         message: bytes,
@@ -680,8 +679,6 @@ class Gossip:
                 checks,
             )
         )
-        if held.chain_id[0] == self.meter and sender != self.name:
-            self._out.append(Deliver("blocks", message))
         self._mark(held.chain_id)
         if held.ahead:
             for kid, vote in held.sort_ahead():
@@ -1211,6 +1208,8 @@ class Gossip:
         own = self.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
         if own is not None and own.certified:
             self._out.append(Certify(own.chain_id, own.certified))
+        if own is not None and own.height > asked.height:
+            self._out.append(Load(own.chain_id, asked.height + 1, own.height, ("own",)))
         for name, _ in self.committee.voters:
             if name != self.name:
                 self._ask(name, AskHead(asked.meter, asked.nonce))
@@ -1331,6 +1330,9 @@ class Gossip:
             if take_apart(one).payload != take_apart(other).payload:
                 self._take_evidence(seals_evidence(one, other))
                 self._adopt(self.chains[loaded.load.chain])
+        elif purpose[0] == "own":
+            for height, sealed in enumerate(loaded.blocks, start=loaded.load.first):
+                self._out.append(Deliver("block", sealed, height))
         elif purpose[0] == "adopt":
             self._adopted(self.chains[loaded.load.chain], loaded.blocks)
 
@@ -1362,6 +1364,8 @@ class Gossip:
         self.evidence[digest(evidence)] = evidence
         self.accused[accused.role, f"{accused.name}/{accused.chain[1]}"] = accused
         if accused.role != "authority":
+            if accused.chain[0] == self.meter:
+                self._out.append(Deliver("evidence", evidence))
             held = self._hold(accused.chain)
             held.frozen = f"two blocks {accused.height} are sealed"
 

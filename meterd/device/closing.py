@@ -14,7 +14,7 @@ from meterd.device.rows import placed
 from meterd.errors import LedgerDamagedError
 from meterd.ledger.encoding import digest
 from meterd.metering.energy import APPARENT, Register, mapping, quantities
-from meterd.metering.interval import LOST, STEP_MS, Base, Cutter
+from meterd.metering.interval import LOST, REBASED, STEP_MS, Base, Cutter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -134,7 +134,7 @@ def close_runs(
     Raises:
         LedgerDamagedError: No event holds the parameters of such a run.
     """
-    closed = Closed(recovered.found.chain.head.end_s, dict(recovered.sums), None)
+    closed = Closed(recovered.found.chain.head.end_s, dict(recovered.sums), _carried(recovered))
     at = recovered.at
     for run, parts in groupby(recovered.found.open, lambda part: part.segment.header.run):
         segments = list(parts)
@@ -162,6 +162,21 @@ def close_runs(
             closed, owed = closed._replace(sums=closed.sums_now, pending=None), {}
         closed, at = _behind(closed, cutter.base, terms), None
     return closed
+
+
+def _carried(recovered: Recovered) -> Pending | None:
+    """Return what a run had measured before the account began anew behind its neighbours' blocks.
+
+    None where a block has counted it since.
+    """
+    begun, head = recovered.found.recovered, recovered.found.chain.head
+    if begun is None or head.height > begun.height:
+        return None
+    sums, registers = dict(recovered.sums), set()
+    for obis, kind, uj in begun.carried:
+        sums[obis] = sums.get(obis, 0) + 2 * uj
+        registers.add(Register(obis, kind))
+    return Pending(0, begun.measured_ms, sums, frozenset(registers), LOST | REBASED)
 
 
 def feed_rows(

@@ -281,7 +281,7 @@ def _read_events(
     if checkpoint.wall is not None:
         walls[run] = [checkpoint.wall]
     for event in found.events:
-        if event.kind == "started":
+        if event.kind in {"started", "recovered"}:
             run = event.number_of("run")
         elif event.kind in PLACING_EVENTS:
             walls.setdefault(run, []).extend(_walls(event))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from meterd.ledger.block import Block
     from meterd.ledger.chain import Chain, SealResult, SealTask
     from meterd.ledger.event import Event
+    from meterd.ledger.pruning import Recovered
 
 
 class OpenSegment(NamedTuple):
@@ -85,6 +86,7 @@ class Findings:
         results: Audits of samples, by segment.
         pruned: Rows and full digest of each pruned segment.
         told: Torn tails of which events tell.
+        recovered: What the account begins behind, where neighbours gave its blocks back.
     """
 
     chain: Chain
@@ -99,6 +101,7 @@ class Findings:
     results: dict[int, SampleResult] = field(default_factory=dict)
     pruned: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     told: set[TornTail] = field(default_factory=set)
+    recovered: Recovered | None = None
 
     @property
     def first_bad(self) -> Bad | None:
@@ -109,6 +112,15 @@ class Findings:
     def records(self) -> int:
         """Rows that the blocks take."""
         return sum(block.records for block in self.blocks)
+
+    @property
+    def elsewhere(self) -> int:
+        """Up to which height blocks have their rows and events elsewhere."""
+        return self.recovered.height if self.recovered else 0
+
+    def events_before(self, start: Start) -> int:
+        """Return the number of the event before the first of these."""
+        return self.events[0].number - 1 if self.events else start.events
 
     def add_bad(self, stream: str, block: Block | None, place: Place) -> None:
         """Note a bad place that concerns `block`, or what no block seals yet."""

@@ -28,7 +28,7 @@ from meterd.ledger.chain import SealTask, head_behind
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
 from meterd.ledger.findings import Findings, Start, Tools, TornTail
-from meterd.ledger.pruning import read_pruned
+from meterd.ledger.pruning import read_pruned, read_recovered
 from meterd.ledger.samples import take_samples
 from meterd.ledger.stored import FrameStream, Place, SampleFile, read_frames
 
@@ -119,12 +119,15 @@ def _assumed(chain: Chain, message: bytes) -> Chain:
 def _take_events(found: Findings, stream: FrameStream, before: int) -> Place | None:
     """Take the events as far as they hold; return the first damage before a durable mark."""
     found.ends["events"] = stream.end
-    for number, stored in enumerate(stream.frames, start=before + 1):
+    number = before
+    for stored in stream.frames:
         try:
             event = decode_event(stored.frame.body)
-            if event.number != number:
-                raise EncodingError(f"expected event {number}, got {event.number}")  # noqa: TRY301
+            first = event.kind == "recovered" and number == 0
+            if event.number != number + 1 and not (first and event.number):
+                raise EncodingError(f"expected event {number + 1}, got {event.number}")  # noqa: TRY301
             _note(found, event)
+            number = event.number
         except EncodingError as error:
             return Place(stored.segment, stored.frame.offset, str(error))
         found.events.append(event)
@@ -138,6 +141,8 @@ def _note(found: Findings, event: Event) -> None:
     elif event.kind == "pruned":
         pruned = read_pruned(event, found.chain)
         found.pruned[pruned.segment] = (pruned.rows, pruned.digest)
+    elif event.kind == "recovered":
+        found.recovered = read_recovered(event, found.chain)
     elif event.kind == "torn_tail":
         details = dict(event.details)
         found.told.add(TornTail(*(details.get(name) for name in TornTail._fields)))
@@ -149,9 +154,12 @@ def _note(found: Findings, event: Event) -> None:
 def _check_digests(
     found: Findings, stream: FrameStream, start: Start, damage: Place | None
 ) -> None:
-    counted = start.events + len(found.events)
+    before_first = found.events_before(start)
+    counted = before_first + len(found.events)
     for block in found.blocks:
-        index = block.events - start.events - 1
+        if block.height <= found.elsewhere:
+            continue
+        index = block.events - before_first - 1
         if block.events > counted:
             end = stream.end
             reason = f"expected {block.events} events, found {counted}"
@@ -180,7 +188,7 @@ def _check_claims(
     """Hold the blocks against the events that say that they were sealed."""
     head, first = found.chain.head, found.chain.head.height - len(found.blocks) + 1
     hashes = [block.previous for block in found.blocks[1:]] + [head.block_hash]
-    claimed = first - 1
+    claimed = max(first - 1, found.elsewhere)
     sure = not any(bad.stream == "events" for bad in found.bad)
     for event, stored in zip(found.events, stream.frames, strict=False):
         if event.kind != "sealed":

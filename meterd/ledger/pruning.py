@@ -1,7 +1,7 @@
-"""The event that says that samples were pruned.
+"""Events that excuse what is missing: samples that were pruned, and those of a card put back.
 
-It is sealed by itself: links have no key, and whoever writes the card could say so of samples that
-it took away.
+Each is sealed by itself: links have no key, and whoever writes the card could say so of samples
+that it took away.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from meterd.errors import EncodingError
-from meterd.ledger.encoding import SIGNATURE_BYTES, encode
+from meterd.ledger.account import shaped
+from meterd.ledger.encoding import SIGNATURE_BYTES, decode, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nacl.signing import SigningKey
 
     from meterd.ledger.chain import Chain
+    from meterd.ledger.encoding import Value
     from meterd.ledger.event import Details, Event
 
 PRUNED_CONTEXT = "meterd/pruned/v1"
+RECOVERED_CONTEXT = "meterd/recovered/v1"
 
 
 class Pruned(NamedTuple):
@@ -37,13 +42,80 @@ class Pruned(NamedTuple):
     digest: bytes
 
 
-def _message(pruned: Pruned, chain: Chain) -> bytes:
-    return encode([PRUNED_CONTEXT, chain.genesis, chain.meter, chain.incarnation, *pruned])
+class Recovered(NamedTuple):
+    """That an account begins anew behind blocks that neighbours gave back.
+
+    The first event of the new streams. What the card held itself lies beside them.
+
+    Attributes:
+        height: Of the last block given back: no row and no event before is here.
+        block_hash: Its hash.
+        run: Number of the start that asked.
+        measured_ms: How long that start had measured by then.
+        carried: (OBIS code, kind, uJ) that it had measured, which the next block counts.
+    """
+
+    height: int
+    block_hash: bytes
+    run: int
+    measured_ms: int
+    carried: tuple[tuple[bytes, int, int], ...]
+
+
+def _signed(context: str, fields: Sequence[Value], chain: Chain) -> bytes:
+    return encode([context, chain.genesis, chain.meter, chain.incarnation, *fields])
+
+
+def _verify(event: Event, signed: bytes, chain: Chain) -> None:
+    seal, wrong = event.bytes_of("seal"), f"event {event.number} is not sealed by this meter"
+    if len(seal) != SIGNATURE_BYTES:
+        raise EncodingError(wrong)
+    try:
+        VerifyKey(chain.sealer).verify(signed, seal)
+    except BadSignatureError as error:
+        raise EncodingError(wrong) from error
+
+
+def _fields(recovered: Recovered) -> list[Value]:
+    return [*recovered[:-1], [list(one) for one in recovered.carried]]
+
+
+def seal_recovered(recovered: Recovered, chain: Chain, key: SigningKey) -> Details:
+    """Return the details of an event `recovered`, sealed by the meter's key."""
+    signature = key.sign(_signed(RECOVERED_CONTEXT, _fields(recovered), chain)).signature
+    return (
+        ("height", recovered.height),
+        ("hash", recovered.block_hash),
+        ("run", recovered.run),
+        ("measured_ms", recovered.measured_ms),
+        ("carried", encode([list(one) for one in recovered.carried])),
+        ("seal", signature),
+    )
+
+
+def read_recovered(event: Event, chain: Chain) -> Recovered:
+    """Return what an event `recovered` says.
+
+    Raises:
+        EncodingError: It does not say it all, or this meter did not seal it.
+    """
+    carried = decode(event.bytes_of("carried"))
+    if type(carried) is not tuple or not all(shaped(one, bytes, int, int) for one in carried):
+        raise EncodingError(f"event {event.number} carries what is no register")
+    recovered = Recovered(
+        event.number_of("height"),
+        event.bytes_of("hash"),
+        event.number_of("run"),
+        event.number_of("measured_ms"),
+        carried,
+    )
+    _verify(event, _signed(RECOVERED_CONTEXT, _fields(recovered), chain), chain)
+    return recovered
 
 
 def seal_pruned(pruned: Pruned, chain: Chain, key: SigningKey) -> Details:
     """Return the details of an event `pruned`, sealed by the meter's key."""
-    signature = key.sign(_message(pruned, chain)).signature
+    signature = key.sign(_signed(PRUNED_CONTEXT, pruned, chain)).signature
     return (
         ("segment", pruned.segment),
         ("rows", pruned.rows),
@@ -59,11 +131,5 @@ def read_pruned(event: Event, chain: Chain) -> Pruned:
         EncodingError: It does not say it all, or this meter did not seal it.
     """
     pruned = Pruned(event.number_of("segment"), event.number_of("rows"), event.bytes_of("digest"))
-    seal, wrong = event.bytes_of("seal"), f"event {event.number} is not sealed by this meter"
-    if len(seal) != SIGNATURE_BYTES:
-        raise EncodingError(wrong)
-    try:
-        VerifyKey(chain.sealer).verify(_message(pruned, chain), seal)
-    except BadSignatureError as error:
-        raise EncodingError(wrong) from error
+    _verify(event, _signed(PRUNED_CONTEXT, pruned, chain), chain)
     return pruned

@@ -69,7 +69,8 @@ class _Samples:
             pruned={number: rows for number, (rows, _) in found.pruned.items()},
             empty=[file.number for file in files if self._told(file.number, 0, file.size)],
         )
-        self._stretches, self._short = plan(found.blocks, self._stream.rows)
+        here = [block for block in found.blocks if block.height > found.elsewhere]
+        self._stretches, self._short = plan(here, self._stream.rows)
 
     def _told(self, number: int, begin: int, end: int) -> bool:
         """Say whether an event tells that these bytes count for nothing."""

@@ -1,0 +1,145 @@
+"""Begins an account anew behind the blocks that neighbours gave back, after a card was put back.
+
+The new streams are made whole in a folder of their own, with all blocks and an event that says
+where they begin; then each takes the place of the old one, which is kept beside it under
+`before-HEIGHT`, and still verifies by itself. A power failure between two renames is made good at
+the next start: the folder is there until all has been moved.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from meterd.device.archive import GENESIS_FILE
+from meterd.device.card import Card
+from meterd.device.log import Log
+from meterd.device.recovery import CHECKPOINT_FILE
+from meterd.errors import StorageError
+from meterd.ledger.event import Event
+from meterd.ledger.pruning import seal_recovered
+from meterd.ledger.segment import STREAMS
+from meterd.ledger.stored import End
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from nacl.signing import SigningKey
+
+    from meterd.ledger.account import Parameters
+    from meterd.ledger.chain import Chain
+    from meterd.ledger.pruning import Recovered
+
+FOLDER = ".recovering"
+WHOLE = "whole"  # names the folder that the old streams go to; there once all is durable
+
+
+def begin_anew(
+    state: Path,
+    chain: Chain,
+    blocks: Sequence[bytes],
+    recovered: Recovered,
+    *,
+    key: SigningKey,
+    parameters: Parameters,
+    events: int,
+    stamp: tuple[int, int],
+    old_height: int,
+    draw_secret: Callable[[str, int], bytes],
+) -> None:
+    """Put streams that begin behind `blocks` in the place of the account's own.
+
+    Args:
+        state: The account's folder; its writer has stopped.
+        chain: The chain behind the last of `blocks`.
+        blocks: All sealed blocks from the first on.
+        recovered: What the first event says.
+        key: The sealing key.
+        parameters: The record in force.
+        events: Number of the last event that the old streams or the blocks know.
+        stamp: Boot clock and wall clock, ms.
+        old_height: Height of the last block that the old streams hold.
+        draw_secret: Gives the secret of a stream's segment of a number.
+
+    Raises:
+        StorageError: The card is full or failed: the old streams are as they were.
+    """
+    fresh = state / FOLDER
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        for stream in STREAMS:
+            (fresh / stream).mkdir(parents=True)
+        log = Log(
+            fresh,
+            genesis=chain.genesis,
+            meter=chain.meter,
+            incarnation=chain.incarnation,
+            draw_secret=draw_secret,
+            ends={stream: End() for stream in STREAMS},
+            events=events,
+            open_rows=[],
+        )
+        boot_ms, wall_ms = stamp
+        told = (
+            ("recovered", seal_recovered(recovered, chain, key)),
+            ("parameters", (("record", parameters.encode()),)),
+        )
+        for number, (kind, details) in enumerate(told, start=events + 1):
+            log.add_event(
+                Event(number=number, boot_ms=boot_ms, wall_ms=wall_ms, kind=kind, details=details)
+            )
+        for sealed in blocks:
+            log.add_block(sealed)
+        card = Card()
+        card.perform(log.take_operations())
+        card.close()
+        with (fresh / WHOLE).open("x") as file:
+            file.write(f"before-{old_height}")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(fresh)
+        _sync(state)
+    except OSError as error:
+        raise StorageError(f"cannot begin {state} anew: {error.strerror}") from error
+    finish(state)
+
+
+def finish(state: Path) -> bool:
+    """Move what `begin_anew` made into its place, if there is something; say whether there was.
+
+    Raises:
+        StorageError: The card failed; the next start goes on.
+    """
+    fresh = state / FOLDER
+    try:
+        if not (fresh / WHOLE).exists():
+            shutil.rmtree(fresh, ignore_errors=True)  # power failed before it was whole
+            return False
+        old = state / (fresh / WHOLE).read_text()
+        old.mkdir(exist_ok=True)
+        shutil.copyfile(state / GENESIS_FILE, old / GENESIS_FILE)
+        for stream in STREAMS:
+            if not (fresh / stream).exists():
+                continue
+            if not (old / stream).exists():
+                (state / stream).rename(old / stream)
+            (fresh / stream).rename(state / stream)
+        if (state / CHECKPOINT_FILE).exists():
+            (state / CHECKPOINT_FILE).rename(old / CHECKPOINT_FILE)
+        _sync(old)
+        _sync(state)
+        shutil.rmtree(fresh)
+        _sync(state)
+    except OSError as error:
+        raise StorageError(f"cannot begin {state} anew: {error.strerror}") from error
+    return True
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
