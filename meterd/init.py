@@ -1,20 +1,42 @@
-"""Makes an account: its folders, its genesis, its key. A standalone meter is a network of one."""
+"""Makes an account: its folders, its genesis, its keys. A standalone meter is a network of one.
+
+A member of a street has its keys first (`enrol_keys`), then the genesis that names them
+(`join_network`). The genesis comes last and whole, so that there is an account once it is there:
+whatever is interrupted before can be done again.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from meterd.device.archive import GENESIS_FILE, read_file
-from meterd.device.vault import create_seal
-from meterd.errors import ConfigError, DeniedError, EncodingError, StorageError
+from meterd.device.vault import create_seal, create_vote, load_seal, load_vote
+from meterd.errors import (
+    AbsentError,
+    BlockRejectedError,
+    ConfigError,
+    DeniedError,
+    EncodingError,
+    StorageError,
+)
 from meterd.ledger.account import Genesis, decode_genesis, standalone
 from meterd.ledger.segment import STREAMS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from nacl.signing import SigningKey
+
     from meterd.config import Settings
+    from meterd.ledger.account import Node
+
+BESIDE = ".new"  # of a file that is not whole yet; one that power failed on is removed
+NAMED_MAX = 8  # nodes in a hint
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
 
 def create_account(state: Path, settings: Settings, seed: bytes, *, network: str = "") -> Genesis:
@@ -31,7 +53,7 @@ def create_account(state: Path, settings: Settings, seed: bytes, *, network: str
         DeniedError: It may not be written.
         StorageError: It cannot be written.
     """
-    try:
+    with _making(state):
         state.mkdir(parents=True, exist_ok=True)
         if any(state.iterdir()):
             raise ConfigError(
@@ -39,37 +61,232 @@ def create_account(state: Path, settings: Settings, seed: bytes, *, network: str
                 hint="name an empty folder, or move the old one away and keep it",
             )
         key = create_seal(state, seed)
-        rules = settings.rules
         genesis = standalone(
             settings.meter.name,
             bytes(key.verify_key),
             interval_s=settings.meter.interval_s,
             zone=settings.meter.zone,
             currency=settings.meter.currency,
-            fuse_ma=int(rules.fuse_a * 1000),
-            nominal_mv=int(rules.nominal_v * 1000),
-            mains_clamps=sum(clamp.role == "mains" for clamp in rules.clamps),
+            fuse_ma=fuse_ma(settings),
+            nominal_mv=nominal_mv(settings),
+            mains_clamps=mains_clamps(settings),
             network=network,
         )
-        for stream in STREAMS:
-            (state / stream).mkdir()
-        path = state / GENESIS_FILE
-        with path.open("xb") as file:
-            file.write(genesis.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _make(state, genesis, meters=True)
+    return genesis
+
+
+def enrol_keys(state: Path, draw_seed: Callable[[], bytes]) -> tuple[SigningKey, SigningKey]:
+    """Return the sealing key and the voting key in `state`; those that are missing are made.
+
+    Args:
+        state: A folder without an account; made if missing.
+        draw_seed: Returns 32 bytes that nobody else has or can guess.
+
+    Raises:
+        ConfigError: There is an account already, or what is there is no key.
+        DeniedError: It may not be written, or others may read a key.
+        StorageError: It cannot be written.
+    """
+    with _making(state):
+        state.mkdir(parents=True, exist_ok=True)
+        refuse_account(state)
+    sealing = _kept(load_seal, create_seal, state, draw_seed)
+    return sealing, _kept(load_vote, create_vote, state, draw_seed)
+
+
+def _kept(
+    load: Callable[[Path], SigningKey],
+    create: Callable[[Path, bytes], SigningKey],
+    state: Path,
+    draw_seed: Callable[[], bytes],
+) -> SigningKey:
+    try:
+        return load(state)
+    except AbsentError:
+        return create(state, draw_seed())
+
+
+def refuse_account(state: Path) -> None:
+    """Check that there is no account in `state`; keys, and empty folders, may be there.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    streams = [state / stream for stream in STREAMS]
+    if (state / GENESIS_FILE).exists() or any(f.is_dir() and any(f.iterdir()) for f in streams):
+        raise ConfigError(
+            f"{state} has an account already: one is never made over another",
+            hint="a meter that has an account of its own starts a new chain in a new folder",
+        )
+
+
+def check_member(state: Path, genesis: Genesis, settings: Settings | None) -> Node:
+    """Return the node of `genesis` that this device is, by its own keys and settings.
+
+    Args:
+        state: Holds the keys.
+        genesis: Decoded, from whoever founded the network.
+        settings: Of the meter; None where this device meters nothing.
+
+    Raises:
+        ConfigError: It names others, or other keys, or other settings: all that differs.
+        AbsentError: A key is missing.
+    """
+    from meterd.authority.roster import found  # the daemon, which never joins, goes without
+
+    try:
+        found(genesis)
+    except BlockRejectedError as error:
+        raise ConfigError(
+            f"the genesis of {genesis.name} founds no network: {error}",
+            hint="have it made with `meterctl network create`",
+        ) from error
+    try:
+        sealing, voting = bytes(load_seal(state).verify_key), bytes(load_vote(state).verify_key)
+    except AbsentError as error:
+        raise AbsentError(
+            str(error), hint="name the folder that `meterctl network enrol` made the keys in"
+        ) from error
+    name = settings.meter.name if settings else ""
+    node = next(
+        (n for n in genesis.nodes if (n.name == name if settings else n.sealing_key == sealing)),
+        None,
+    )
+    if node is None:
+        who = f"no node called {name}" if settings else f"no node with the sealing key in {state}"
+        raise ConfigError(
+            f"the network {genesis.name} has {who}",
+            hint=f"it has {_some(genesis)}; was this device's enrolment in it, from this folder?",
+        )
+    wrong = []
+    if node.sealing_key != sealing:
+        wrong.append(f"the sealing key of {node.name} is not the one in {state}")
+    if node.voting_key != voting:
+        wrong.append(f"the voting key of {node.name} is not the one in {state}")
+    wrong += _meter_differs(genesis, node, settings)
+    if wrong:
+        raise ConfigError(
+            f"the genesis of {genesis.name} does not fit this device: {'; '.join(wrong)}",
+            hint="mend the settings, or enrol again and have the network founded with that",
+        )
+    return node
+
+
+def _some(genesis: Genesis) -> str:
+    names = [node.name for node in genesis.nodes]
+    return ", ".join(names[:NAMED_MAX]) + (", …" if len(names) > NAMED_MAX else "")
+
+
+def _meter_differs(genesis: Genesis, node: Node, settings: Settings | None) -> Iterator[str]:
+    meter = next((meter for meter in genesis.meters if meter.name == node.name), None)
+    if meter is None or settings is None:
+        if meter:
+            yield f"{node.name} is a meter there: name its settings with --config"
+        if settings:
+            yield f"{node.name} is no meter there: leave out --config"
+        return
+    if meter.sealing_key != node.sealing_key:
+        yield f"{node.name} has two sealing keys"
+    for key, there, here, unit in (
+        ("meter.fuse_a", meter.fuse_ma, fuse_ma(settings), "mA"),
+        ("meter.nominal_v", meter.nominal_mv, nominal_mv(settings), "mV"),
+        ("clamps of the role mains", meter.mains_clamps, mains_clamps(settings), ""),
+        ("meter.interval_s", genesis.interval_s, settings.meter.interval_s, "s"),
+    ):
+        if there != here:
+            yield f"{key}: {here} {unit}".rstrip() + " here, " + f"{there} {unit}".rstrip()
+
+
+def join_network(state: Path, genesis: Genesis, settings: Settings | None) -> Node:
+    """Make this device's account in the network of `genesis`; return the node that it is there.
+
+    Args:
+        state: Holds the keys that `enrol_keys` made, and no account.
+        genesis: Decoded, from whoever founded the network.
+        settings: Of the meter; None where this device meters nothing: it gets the genesis alone.
+
+    Raises:
+        ConfigError: There is an account in `state`, or the genesis does not fit this device.
+        AbsentError: A key is missing.
+        DeniedError: `state` may not be read or written.
+        StorageError: It cannot be written.
+    """
+    with _making(state):
+        refuse_account(state)
+        node = check_member(state, genesis, settings)
+        _make(state, genesis, meters=settings is not None)
+    return node
+
+
+def fuse_ma(settings: Settings) -> int:
+    """Return the main fuse as a genesis has it, mA."""
+    return int(settings.rules.fuse_a * 1000)
+
+
+def nominal_mv(settings: Settings) -> int:
+    """Return the nominal voltage as a genesis has it, mV."""
+    return int(settings.rules.nominal_v * 1000)
+
+
+def mains_clamps(settings: Settings) -> int:
+    """Return how many clamps' sum is import and export."""
+    return sum(clamp.role == "mains" for clamp in settings.rules.clamps)
+
+
+@contextmanager
+def _making(state: Path) -> Iterator[None]:
+    """Tell what the system refuses as errors of an account in `state`."""
+    try:
+        yield
     except PermissionError as error:
         raise DeniedError(
             f"not allowed to write {state}", hint="run as the account's owner, or with sudo"
         ) from error
     except OSError as error:
         raise StorageError(f"cannot make an account in {state}: {error.strerror}") from error
-    return genesis
+
+
+def _make(state: Path, genesis: Genesis, *, meters: bool) -> None:
+    """Make the folders of a meter's streams, then the genesis: with it there is an account."""
+    for stream in STREAMS if meters else ():
+        (state / stream).mkdir(exist_ok=True)
+    write_new(state / GENESIS_FILE, genesis.encode())
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Let there be a file `path` of `data`, at once and for good, where none was.
+
+    Raises:
+        FileExistsError: There is something already; it stays as it is.
+        OSError: It cannot be written; there is nothing then.
+    """
+    beside = path.with_name(path.name + BESIDE)
+    beside.unlink(missing_ok=True)  # and not written through: it may be a link that somebody laid
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            path.hardlink_to(beside)  # refuses what is there, which `rename` would replace
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename_new(beside, path)  # a USB stick's file system has no links
+    finally:
+        beside.unlink(missing_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_new(beside: Path, path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    beside.rename(path)
 
 
 def read_genesis(state: Path) -> Genesis:

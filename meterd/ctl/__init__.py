@@ -26,6 +26,12 @@ COMMANDS = {
     "key": ("meterd.ctl.key", "show the public key and the genesis hash"),
     "prune": ("meterd.ctl.prune", "remove old samples; blocks and events stay"),
     "config": ("meterd.ctl.config", "check settings"),
+    "head": ("meterd.ctl.head", "how far the chain is sealed, and certified by others"),
+    "peers": ("meterd.ctl.peers", "neighbours, brokers, and everybody's chains"),
+    "receipt": ("meterd.ctl.receipt", "write what proves a certified block to a stranger"),
+    "evidence": ("meterd.ctl.evidence", "who is proved to have signed two histories"),
+    "order": ("meterd.ctl.order", "the distributor's: sign orders, send them, list them"),
+    "network": ("meterd.ctl.network", "found a network, enrol in it, look at it"),
     "broker-config": ("meterd.ctl.broker_config", "a broker's settings; certificates of a street"),
 }
 

@@ -1,9 +1,10 @@
-"""Keeps the sealing key, in its smallest honest form: 32 bytes that root on this machine can read.
+"""Keeps this machine's keys, in their smallest honest form: 32 bytes each that root here can read.
 
-The seed comes as the systemd credential `meterd.seal` (then it is on the card encrypted, or not
-at all), else from `seal.key` in the state directory: 64 hex digits and a newline, mode 0600.
-Whoever reads either can seal as this meter; whoever replaces `seal.key` makes a stranger of it,
-which the key in the genesis gives away.
+The sealing key's seed comes as the systemd credential `meterd.seal` (then it is on the card
+encrypted, or not at all), else from `seal.key` in the state directory: 64 hex digits and a newline,
+mode 0600. Whoever reads either can seal as this meter; whoever replaces `seal.key` makes a stranger
+of it, which the key in the genesis gives away. The voting key, which signs attestations and what
+is said to peers, is kept likewise: `meterd.vote`, `peer.key`.
 
 A SigningKey must never be formatted: its `str` is the seed.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nacl.signing import SigningKey
 
@@ -23,9 +24,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEED_BYTES = 32
-CREDENTIAL_NAME = "meterd.seal"
-FILE_NAME = "seal.key"
 FILE_BYTES_MAX = 128  # 65 are right; more is another file under this name
+
+
+class _Kind(NamedTuple):
+    """What a key is called, where it is kept, and what to do when it is not as it should be."""
+
+    called: str
+    credential: str
+    file: str
+    make: str
+    second: str
+    restore: str
+
+
+_SEAL = _Kind(
+    "sealing key",
+    "meterd.seal",
+    "seal.key",
+    make="meterctl init",
+    second="a second key makes a second meter: take an empty state directory for it",
+    restore="restore it from its backup; a new key makes a new meter",
+)
+_VOTE = _Kind(
+    "voting key",
+    "meterd.vote",
+    "peer.key",
+    make="meterctl network enrol",
+    second="the network knows this node by it: take an empty state directory for another node",
+    restore="restore it from its backup; a new key has to be put into the network's roster",
+)
 
 
 def load_seal(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKey:
@@ -41,21 +69,12 @@ def load_seal(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKe
         ConfigError: What is there is no seed.
         StorageError: The card failed.
     """
-    if directory := environ.get("CREDENTIALS_DIRECTORY"):
-        path = Path(directory, CREDENTIAL_NAME)
-        if path.exists():
-            data, _ = _read(
-                path
-            )  # systemd shows its access list as a group's bit: no mode to judge
-            return SigningKey(data if len(data) == SEED_BYTES else _decode(data, path))
-    path = state / FILE_NAME
-    data, mode = _read(path)
-    if mode & 0o077:
-        raise DeniedError(
-            f"the sealing key {path} can be read or changed by others (mode {mode:04o})",
-            hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
-        )
-    return SigningKey(_decode(data, path))
+    return _load(_SEAL, state, environ)
+
+
+def load_vote(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKey:
+    """Return the key that this node attests and speaks to its peers with; as `load_seal`."""
+    return _load(_VOTE, state, environ)
 
 
 def create_seal(state: Path, seed: bytes) -> SigningKey:
@@ -70,15 +89,40 @@ def create_seal(state: Path, seed: bytes) -> SigningKey:
         DeniedError: The directory may not be written.
         StorageError: The card is full or failed; no key is left behind.
     """
+    return _create(_SEAL, state, seed)
+
+
+def create_vote(state: Path, seed: bytes) -> SigningKey:
+    """Return the voting key of `seed`, kept; as `create_seal`."""
+    return _create(_VOTE, state, seed)
+
+
+def _load(kind: _Kind, state: Path, environ: Mapping[str, str]) -> SigningKey:
+    if directory := environ.get("CREDENTIALS_DIRECTORY"):
+        path = Path(directory, kind.credential)
+        if path.exists():
+            data, _ = _read(kind, path)  # systemd shows its access list as a group's bit: no mode
+            return SigningKey(data if len(data) == SEED_BYTES else _decode(kind, data, path))
+    path = state / kind.file
+    data, mode = _read(kind, path)
+    if mode & 0o077:
+        raise DeniedError(
+            f"the {kind.called} {path} can be read or changed by others (mode {mode:04o})",
+            hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
+        )
+    return SigningKey(_decode(kind, data, path))
+
+
+def _create(kind: _Kind, state: Path, seed: bytes) -> SigningKey:
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"a seed of {SEED_BYTES} bytes was expected, {len(seed)} came")
-    path = state / FILE_NAME
+    path = state / kind.file
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise ConfigError(
-            f"there is a sealing key already: {path}",
-            hint="a second key makes a second meter: take an empty state directory for it",
+            f"there is a {kind.called} already: {path}",
+            hint=kind.second,
         ) from error
     except PermissionError as error:
         raise DeniedError(f"not allowed to write {path}", hint=f"give this user {state}") from error
@@ -97,7 +141,7 @@ def create_seal(state: Path, seed: bytes) -> SigningKey:
     return SigningKey(seed)
 
 
-def _read(path: Path) -> tuple[bytes, int]:
+def _read(kind: _Kind, path: Path) -> tuple[bytes, int]:
     """Return a small regular file's content and its permission bits."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hang us
@@ -108,29 +152,29 @@ def _read(path: Path) -> tuple[bytes, int]:
             return file.read(FILE_BYTES_MAX + 1), stat.S_IMODE(mode)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AbsentError(
-            f"there is no sealing key: {path}",
-            hint=f"make one with `meterctl init --state {path.parent}`",
+            f"there is no {kind.called}: {path}",
+            hint=f"make one with `{kind.make} --state {path.parent}`",
         ) from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is no file: move it away") from error
     except PermissionError as error:
         raise DeniedError(
-            f"not allowed to read the sealing key {path}",
+            f"not allowed to read the {kind.called} {path}",
             hint="run this as the user that owns the state directory, or as root",
         ) from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _decode(data: bytes, path: Path) -> bytes:
+def _decode(kind: _Kind, data: bytes, path: Path) -> bytes:
     """Return the seed that `data` spells; the message never repeats what is there."""
     text = data.removesuffix(b"\n")
     if len(text) == 2 * SEED_BYTES and all(digit in b"0123456789abcdefABCDEF" for digit in text):
         return bytes.fromhex(text.decode())
     raise ConfigError(
-        f"{path} is no sealing key: 64 hex digits were expected, {len(data)} bytes of"
+        f"{path} is no {kind.called}: 64 hex digits were expected, {len(data)} bytes of"
         " something else came",
-        hint="restore it from its backup; a new key makes a new meter",
+        hint=kind.restore,
     )
 
 

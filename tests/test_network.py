@@ -1,0 +1,807 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nacl.public import PrivateKey
+from nacl.signing import SigningKey
+
+from meterd.authority.roster import found
+from meterd.config import LINE_BYTES_MAX
+from meterd.device.vault import create_vote, load_seal, load_vote
+from meterd.enrolment import Enrolment, enrolment_text, prove, proven
+from meterd.errors import ConfigError, DeniedError
+from meterd.founding import found_network
+from meterd.init import create_account, read_genesis, write_new
+from meterd.ledger.account import decode_genesis
+from meterd.ledger.encoding import key_id
+from meterd.network_file import TEXT_BYTES_MAX, NetworkFile
+from tests.accounts import settings_of
+from tests.test_ctl import Ctl, at_a_terminal, program
+
+if TYPE_CHECKING:
+    from meterd.ledger.account import Genesis
+
+ROOT = Path(__file__).parent.parent
+NETWORK = "elm-street"
+PLAN = f"""\
+[network]
+name = "{NETWORK}"
+interval_s = 1800
+zone = "Europe/Paris"
+currency = "EUR"
+"""
+SETTINGS = """\
+[meter]
+name = "{name}"
+interval_s = 1800
+fuse_a = {fuse_a}
+
+[board]
+port = "/dev/null"
+
+[[clamp]]
+name = "mains"
+role = "mains"
+"""
+
+
+@pytest.fixture
+def ctl(capsys: pytest.CaptureFixture[str]) -> Ctl:
+    return Ctl(capsys)
+
+
+class Keys(NamedTuple):
+    sealing: SigningKey
+    voting: SigningKey
+
+
+def keys_of(name: str) -> Keys:
+    def key(use: bytes) -> SigningKey:
+        return SigningKey((use + name.encode()).ljust(32, b"."))
+
+    return Keys(key(b"seal "), key(b"vote "))
+
+
+def enrolment(name: str, role: str = "meter", **changed: Any) -> Enrolment:  # noqa: ANN401
+    keys = keys_of(name)
+    rated = (60_000, 230_000, 1) if role == "meter" else ()
+    made = Enrolment(
+        NETWORK,
+        name,
+        role,
+        bytes(keys.sealing.verify_key),
+        bytes(keys.voting.verify_key),
+        1,
+        *rated,
+    )
+    return made._replace(**changed)
+
+
+def text_of(name: str, role: str = "meter", **changed: Any) -> str:  # noqa: ANN401
+    return enrolment_text(enrolment(name, role, **changed), *keys_of(name))
+
+
+def members(*texts: str) -> list[NetworkFile]:
+    return [NetworkFile(f"{number}.toml", text) for number, text in enumerate(texts, 1)]
+
+
+FOUR = (
+    text_of("kitchen-12"),
+    text_of("shed-3"),
+    text_of("elm-power", "distributor"),
+    text_of("elm-council", "authority"),
+)
+
+
+def founded(*texts: str, plan: str = PLAN) -> tuple[Genesis | None, list[str]]:
+    """Return what the files found, and each mistake with its hint."""
+    genesis, mistakes = found_network(NetworkFile("elm.toml", plan), members(*texts), {})
+    for told in mistakes:
+        assert "\n" not in f"{told}{told.mistake.hint}"
+    return genesis, [str(told) for told in mistakes]
+
+
+# --- founding ---------------------------------------------------------------------------------
+
+
+def test_a_network_is_founded_of_what_its_members_signed() -> None:
+    genesis, mistakes = founded(*FOUR)
+    assert mistakes == []
+    assert genesis is not None
+    assert [node.name for node in genesis.nodes] == [
+        "elm-council",
+        "elm-power",
+        "kitchen-12",
+        "shed-3",
+    ]
+    assert [(m.name, m.fuse_ma, m.nominal_mv, m.mains_clamps) for m in genesis.meters] == [
+        ("kitchen-12", 60_000, 230_000, 1),
+        ("shed-3", 60_000, 230_000, 1),
+    ]
+    roster = found(decode_genesis(genesis.encode()))
+    assert (roster.committee.quorum, roster.committee.faults_max) == (3, 1)
+    assert roster.distributor == ("elm-power", 1)
+
+
+@given(st.permutations(FOUR), st.integers(0, 4))
+def test_the_genesis_does_not_depend_on_the_order_of_the_files(
+    texts: list[str], inline: int
+) -> None:
+    def without_network(text: str) -> str:
+        return text.replace(f'[network]\nname = "{NETWORK}"\n', "")
+
+    plan = PLAN + "".join(map(without_network, texts[:inline]))
+    genesis, mistakes = founded(*texts[inline:], plan=plan)
+    assert mistakes == []
+    assert genesis is not None
+    expected, _ = founded(*FOUR)
+    assert genesis == expected
+
+
+@pytest.mark.parametrize("voters", [1, 2, 3])
+def test_fewer_than_four_voters_are_warned_of(voters: int) -> None:
+    texts = [text_of(f"m-{k}", votes=int(k < voters)) for k in range(4)]
+    genesis, mistakes = founded(*texts, FOUR[2])
+    assert genesis is not None
+    expected = [f"{voters + 1} of 5 nodes vote: witnessed, not fork-proof"] if voters < 3 else []
+    assert len(mistakes) == len(expected)
+    assert all(told in mistake for told, mistake in zip(expected, mistakes, strict=True))
+
+
+def test_no_distributor_is_warned_of() -> None:
+    genesis, mistakes = founded(*(text_of(f"m-{k}") for k in range(4)))
+    assert genesis is not None
+    assert mistakes == [
+        "elm.toml: there is no distributor: nobody can enrol, replace or revoke a node later"
+    ]
+
+
+def test_a_recipient_needs_an_x25519_key() -> None:
+    key = bytes(PrivateKey(bytes(range(32))).public_key)
+
+    def recipient(key: bytes) -> str:
+        return f'[[recipient]]\nname = "council"\nrole = "authority"\nkey = "{key.hex()}"\n'
+
+    genesis, mistakes = founded(*FOUR, plan=PLAN + recipient(key))
+    assert mistakes == []
+    assert genesis is not None
+    assert genesis.recipients == (("council", "authority", key),)
+    genesis, mistakes = founded(*FOUR, plan=PLAN + recipient(bytes(32)))
+    assert genesis is None
+    assert mistakes == [
+        "elm.toml: line 9: recipient.1.key: is no X25519 public key: nothing can be sealed to it"
+    ]
+
+
+STRANGER = keys_of("stranger")
+KITCHEN = FOUR[0]
+
+
+def proofs_swapped(text: str) -> str:
+    return (
+        text.replace("proof_sealing", "x")
+        .replace("proof_voting", "proof_sealing")
+        .replace("x =", "proof_voting =")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param(
+            text_of("kitchen-12", network="oak-street"),
+            ["1.toml: line 8: network.name: expected elm-street, got 'oak-street'"],
+            id="was made for another network",
+        ),
+        pytest.param(
+            KITCHEN.replace(f'name = "{NETWORK}"', "").replace("[network]", ""),
+            ["1.toml: network.name: is missing"],
+            id="names no network",
+        ),
+        pytest.param(
+            KITCHEN.replace("[network]", '[network]\nzone = "UTC"'),
+            ["1.toml: line 8: network.zone: is the founder's to say, not an enrolment's"],
+            id="would decide for all",
+        ),
+        pytest.param(
+            KITCHEN.replace("fuse_a = 60", "fuse_a = 63"),
+            ["kitchen-12 did not sign what is listed here"] * 2,
+            id="has another fuse than was signed",
+        ),
+        pytest.param(
+            KITCHEN.replace("votes = true", "votes = false"),
+            ["kitchen-12 did not sign what is listed here"] * 2,
+            id="had its vote taken away",
+        ),
+        pytest.param(
+            KITCHEN.replace('role = "meter"', 'role = "concentrator"'),
+            ["kitchen-12 did not sign what is listed here"] * 2,
+            id="had its role changed",
+        ),
+        pytest.param(
+            enrolment_text(enrolment("kitchen-12"), STRANGER.sealing, keys_of("kitchen-12").voting),
+            ["node.1.proof_sealing: the sealing key of kitchen-12 did not sign"],
+            id="lists a sealing key that is not held",
+        ),
+        pytest.param(
+            enrolment_text(enrolment("kitchen-12"), keys_of("kitchen-12").sealing, STRANGER.voting),
+            ["node.1.proof_voting: the voting key of kitchen-12 did not sign"],
+            id="lists a voting key that is not held",
+        ),
+        pytest.param(
+            proofs_swapped(KITCHEN),
+            ["node.1.proof_voting: the voting", "node.1.proof_sealing: the sealing"],
+            id="has its proofs swapped",
+        ),
+        pytest.param(
+            re.sub(r"proof_voting = .*\n", "", KITCHEN),
+            ["1.toml: line 10: node.1.proof_voting: is missing"],
+            id="has no proof of the voting key",
+        ),
+        pytest.param(
+            KITCHEN.split("[[meter]]")[0],
+            ["1.toml: line 10: node.1: the meter kitchen-12 has no [[meter]]"],
+            id="is a meter without one",
+        ),
+        pytest.param(
+            KITCHEN + FOUR[0].split("[[meter]]")[1].join(["\n[[meter]]", ""]),
+            ["meter.2.name: the meter kitchen-12 is there already: 1.toml, line 19"],
+            id="has two meters",
+        ),
+        pytest.param(
+            KITCHEN.replace("incarnation = 1", "incarnation = 2"),
+            ["1.toml: line 24: meter.1.incarnation: expected 1, got 2"],
+            id="is not the first chain",
+        ),
+        pytest.param(
+            KITCHEN + '[[meter]]\nname = "attic"\nfuse_a = 6\nnominal_v = 230\nmains_clamps = 1\n',
+            ["1.toml: line 26: meter.2.name: there is no node attic"],
+            id="has a meter of nobody",
+        ),
+        pytest.param(
+            KITCHEN
+            + "\n"
+            + FOUR[0]
+            .split("[[meter]]")[1]
+            .join(["[[meter]]", ""])
+            .replace("kitchen-12", "elm-power"),
+            ["meter.2.name: a node with the role distributor is no meter"],
+            id="makes a meter of the distributor",
+        ),
+        pytest.param(
+            text_of("shed-3"),
+            [
+                "2.toml: line 11: node.1.name: the node shed-3 is there already: 1.toml, line 10",
+                "node.1.sealing_key: is the sealing_key of shed-3 (1.toml, line 10) too",
+                "node.1.voting_key: is the voting_key of shed-3 (1.toml, line 10) too",
+                "2.toml: line 20: meter.1.name: the meter shed-3 is there already",
+            ],
+            id="is there twice",
+        ),
+        pytest.param(
+            text_of("elm-gas", "distributor"),
+            ["3.toml: line 12: node.1.role: a network has one distributor, and there is one"],
+            id="is a second distributor",
+        ),
+        pytest.param(
+            enrolment_text(
+                enrolment("kitchen-12", sealing_key=bytes(keys_of("kitchen-12").voting.verify_key)),
+                keys_of("kitchen-12").voting,
+                keys_of("kitchen-12").voting,
+            ),
+            ["node.1.voting_key: is the sealing_key of kitchen-12 (1.toml, line 10) too"],
+            id="seals and votes with one key",
+        ),
+        pytest.param("[network\n", ["1.toml: line 1: not TOML: "], id="is no TOML"),
+        pytest.param("x" * (LINE_BYTES_MAX + 1), ["1.toml: line 1: the line is longer"], id="long"),
+        pytest.param("\n" * (TEXT_BYTES_MAX + 1), ["1.toml: longer than"], id="far too long"),
+        pytest.param("node = 3\n", ["1.toml: line 1: node: expected a list"], id="has no tables"),
+        pytest.param("network = 3\n", ["network: expected a table, got 3"], id="has no table"),
+        pytest.param("meter = [3]\n", ["meter.1: expected a table, got 3"], id="has no inner one"),
+        pytest.param(
+            KITCHEN.replace("sealing_key = ", "sealing_key = 7 #")
+            .replace("= true", "= 1")
+            .replace('"meter"', '"metre"'),
+            [
+                "1.toml: line 12: node.1.role: expected one of meter, ",
+                "1.toml: line 13: node.1.votes: expected true or false, got 1",
+                "1.toml: line 14: node.1.sealing_key: expected 64 hex digits, got 7",
+            ],
+            id="has values of other kinds",
+        ),
+    ],
+)
+def test_no_network_is_founded_with_an_enrolment_that(text: str, told: list[str]) -> None:
+    genesis, mistakes = founded(text, *FOUR[1:])
+    assert genesis is None
+    told_of = [mistake for mistake in mistakes if "fork-proof" not in mistake]
+    assert len(told_of) == len(told), told_of
+    for expected, mistake in zip(told, told_of, strict=True):
+        assert expected in mistake
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        pytest.param(
+            PLAN.replace("1800", "1000").replace("EUR", "euro"),
+            ["line 3: network.interval_s: expected seconds", "line 5: network.currency: expected"],
+            id="breaks two rules",
+        ),
+        pytest.param(
+            PLAN.replace("1800", "3600").replace("Europe/Paris", "Asia/Kolkata"),
+            ["network.interval_s: 3600 does not divide the offset of Asia/Kolkata from UTC, 19800"],
+            id="has an interval that its zone does not allow",
+        ),
+        pytest.param(
+            PLAN.replace("Europe/Paris", "Europe/Pari"),
+            ["elm.toml: line 4: network.zone: no time zone 'Europe/Pari' is known here"],
+            id="has no such zone",
+        ),
+        pytest.param(PLAN + "[nodes]\n", ["line 6: nodes: there is no such table"], id="table"),
+        pytest.param(
+            PLAN.replace("zone", "#"),
+            ["elm.toml: line 1: network.zone: is missing"],
+            id="leaves out the zone",
+        ),
+    ],
+)
+def test_no_network_is_founded_by_a_plan_that(plan: str, told: list[str]) -> None:
+    genesis, mistakes = founded(*FOUR, plan=plan)
+    assert genesis is None
+    assert len(mistakes) == len(told), mistakes
+    for expected, mistake in zip(told, mistakes, strict=True):
+        assert expected in mistake
+
+
+def test_an_odd_interval_is_warned_of() -> None:
+    plan = PLAN.replace("1800", "1200").replace("Europe/Paris", "UTC")
+    genesis, mistakes = founded(*FOUR, plan=plan)
+    assert genesis is not None
+    assert "do not fit quarters of an hour" in mistakes[0]
+
+
+def test_what_would_never_certify_is_not_founded() -> None:
+    genesis, mistakes = founded(text_of("kitchen-12", votes=0))
+    assert genesis is None
+    assert mistakes[0] == "elm.toml: no node votes: nothing would ever be certified"
+
+
+def test_a_genesis_that_nobody_could_read_is_not_founded() -> None:
+    genesis, mistakes = founded(*(text_of(f"m-{k}") for k in range(520)))
+    assert genesis is None
+    assert "a genesis has at most 65536 bytes" in mistakes[-1]
+
+
+@given(
+    st.text(max_size=200)
+    | st.just(KITCHEN).flatmap(lambda text: st.permutations(text.splitlines()).map("\n".join))
+)
+def test_no_text_makes_the_reader_fail(text: str) -> None:
+    founded(text, plan=text)
+
+
+@given(st.integers(0, 8), st.data())
+def test_a_proof_is_for_one_enrolment_alone(field: int, data: st.DataObject) -> None:
+    made = enrolment("kitchen-12")
+    keys = keys_of("kitchen-12")
+    proofs = prove(made, *keys)
+    value = made[field]
+    kind = {str: st.text(), bytes: st.binary(max_size=40), int: st.integers(0, 2**40)}[type(value)]
+    changed: list[Any] = [*made]
+    changed[field] = data.draw(kind.filter(lambda other: other != value))
+    for key, proof in zip(keys, proofs, strict=True):
+        assert proven(made, bytes(key.verify_key), proof)
+        assert not proven(Enrolment(*changed), bytes(key.verify_key), proof)
+
+
+def test_the_example_founds_a_network_once_its_keys_are_real(ctl: Ctl, tmp_path: Path) -> None:
+    example = (ROOT / "config" / "network.toml").read_text()
+    genesis, mistakes = found_network(NetworkFile("network.toml", example), [], {})
+    assert genesis is None
+    assert all("PLACEHOLDER" in str(told) for told in mistakes if not told.mistake.warning)
+    assert example.count("PLACEHOLDER") == sum(not told.mistake.warning for told in mistakes)
+    for name, role in (("kitchen-12", "meter"), ("elm-power", "distributor")):
+        for line in re.findall(r"(?:sealing|voting|proof)\w* = .*\n", text_of(name, role)):
+            use, _, _ = line.partition(" = ")
+            example = re.sub(rf'{use} = "PLACEHOLDER.*\n', line, example, count=1)
+    key = bytes(PrivateKey(bytes(range(32))).public_key)
+    example = re.sub('"PLACEHOLDER.*"', f'"{key.hex()}"', example)
+    (tmp_path / "network.toml").write_text(example)
+    out = tmp_path / "genesis.cbor"
+    said = ctl("network", "create", tmp_path / "network.toml", "-o", out, "--yes", "--json")
+    assert said.status == 0, said.err
+    assert decode_genesis(out.read_bytes()).hash.hex() == said.json["genesis_hash"]
+    assert said.json["recipients"] == [
+        {"name": "elm-council", "role": "authority", "key": key.hex()}
+    ]
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+class Street(NamedTuple):
+    """Folders of devices that have enrolled, and what they wrote."""
+
+    folder: Path
+
+    def state(self, name: str) -> Path:
+        return self.folder / "states" / name
+
+    def config(self, name: str) -> Path:
+        return self.folder / f"{name}.settings.toml"
+
+    def enrolment(self, name: str) -> Path:
+        return self.folder / f"{name}.toml"
+
+    @property
+    def genesis(self) -> Path:
+        return self.folder / "genesis.cbor"
+
+    @property
+    def create(self) -> list[object]:
+        told = [x for name in MEMBERS for x in ("--enrolment", self.enrolment(name))]
+        flags = ["--name", NETWORK, "--interval-s", "1800", "--zone", "UTC", "--currency", "EUR"]
+        return ["network", "create", *told, *flags, "-o", self.genesis, "--yes"]
+
+    def join(self, name: str) -> list[object]:
+        config = ["--config", self.config(name)] if name in METERS else []
+        state = ["--state", self.state(name), "--genesis", self.genesis, "--yes"]
+        return ["network", "join", *state, *config]
+
+
+METERS = ("kitchen-12", "shed-3")
+MEMBERS = (*METERS, "elm-power", "elm-council")
+ROLES = {"elm-power": "distributor", "elm-council": "authority"}
+
+
+def enrol(street: Street, name: str, network: str = NETWORK) -> list[object]:
+    who: list[object] = ["--name", name, "--role", ROLES.get(name, "")]
+    if name in METERS:
+        who = ["--config", street.config(name)]
+    out = ["-o", street.enrolment(name)]
+    return ["network", "enrol", "--state", street.state(name), "--network", network, *who, *out]
+
+
+@pytest.fixture
+def street(ctl: Ctl, tmp_path: Path) -> Street:
+    street = Street(tmp_path)
+    for name in MEMBERS:
+        street.config(name).write_text(SETTINGS.format(name=name, fuse_a=60))
+        assert ctl(*enrol(street, name)).status == 0
+    return street
+
+
+@pytest.fixture
+def network(ctl: Ctl, street: Street) -> Street:
+    assert ctl(*street.create).status == 0
+    return street
+
+
+def test_enrolling_makes_two_keys_and_tells_none(ctl: Ctl, street: Street) -> None:
+    state, text = street.state("kitchen-12"), street.enrolment("kitchen-12").read_text()
+    for name in ("seal.key", "peer.key"):
+        assert stat.S_IMODE((state / name).stat().st_mode) == 0o600
+        assert (state / name).read_text().strip() not in text
+    sealing, voting = (load(state, {}).verify_key for load in (load_seal, load_vote))
+    assert bytes(sealing) != bytes(voting)
+    assert f'sealing_key = "{bytes(sealing).hex()}"' in text
+    assert f'voting_key = "{bytes(voting).hex()}"' in text
+    said = ctl(*enrol(street, "kitchen-12"))
+    assert key_id(bytes(voting)).hex(" ", 2) in said.out
+
+
+def test_enrolling_twice_uses_the_same_keys(ctl: Ctl, street: Street) -> None:
+    before = {path: path.read_bytes() for path in street.folder.rglob("*") if path.is_file()}
+    for name in MEMBERS:
+        assert ctl(*enrol(street, name)).status == 0
+    assert {p: p.read_bytes() for p in street.folder.rglob("*") if p.is_file()} == before
+    said = ctl(*enrol(street, "shed-3", "oak-street"))
+    assert said.status == 78
+    assert "is there already, and says something else" in said.err
+    assert {p: p.read_bytes() for p in street.folder.rglob("*") if p.is_file()} == before
+
+
+def test_an_enrolment_goes_to_stdout_where_no_file_is_named(ctl: Ctl, street: Street) -> None:
+    text = street.enrolment("kitchen-12").read_text()
+    arguments = enrol(street, "kitchen-12")[:-2]
+    assert ctl(*arguments).out == text
+    reply = ctl(*arguments, "--json").json
+    assert reply["enrolment"] == text
+    assert (reply["file"], reply["votes"], reply["role"]) == (None, True, "meter")
+    assert "votes = false" in ctl(*arguments, "--no-votes").out
+
+
+def test_a_concentrator_may_have_a_meter_or_none(ctl: Ctl, street: Street) -> None:
+    arguments = ["network", "enrol", "--network", NETWORK, "--role", "concentrator"]
+    state = ["--state", street.folder / "states" / "pole"]
+    assert "[[meter]]" not in ctl(*arguments, *state, "--name", "pole").out
+    assert "[[meter]]" in ctl(*arguments, *state, "--config", street.config("shed-3")).out
+
+
+def test_a_meter_that_has_an_account_does_not_enrol_with_its_keys(ctl: Ctl, street: Street) -> None:
+    state = street.folder / "own"
+    settings = settings_of(street.config("shed-3").read_text())
+    create_account(state, settings, bytes(range(32)))
+    said = ctl(
+        "network", "enrol", "--state", state, "--config", street.config("shed-3"),
+        "--network", NETWORK,
+    )  # fmt: skip
+    assert said.status == 78
+    assert "starts a new chain in a new folder" in said.err
+    assert not (state / "peer.key").exists()
+
+
+def test_a_network_of_four_is_founded_joined_and_shown(ctl: Ctl, street: Street) -> None:
+    said = ctl(*street.create)
+    assert said.status == 0
+    assert "compare the genesis hash by voice" in said.out
+    genesis = decode_genesis(street.genesis.read_bytes())
+    groups = genesis.hash.hex(" ", 2)
+    assert f"genesis    {groups[:39]}\n           {groups[40:]}\n" in said.err
+    assert "voters     4: 3 of them certify, up to 1 may lie" in said.err
+    assert "warning" not in said.err
+    for name in MEMBERS:
+        said = ctl(*street.join(name), "--json")
+        assert (said.status, said.err) == (0, "")
+        assert said.json["genesis_hash"] == genesis.hash.hex()
+        assert read_genesis(street.state(name)) == genesis
+        files = {path.name for path in street.state(name).iterdir()}
+        streams = {"samples", "events", "blocks"} if name in METERS else set()
+        assert files == {"seal.key", "peer.key", "genesis.cbor"} | streams
+    shown = ctl("network", "show", "--state", street.state("elm-power"))
+    assert shown.out == ctl("network", "show", "--genesis", street.genesis).out
+    assert groups[:39] in shown.out
+    told = ctl("network", "show", "--genesis", street.genesis, "--json").json
+    assert (told["voters"], told["faults_max"], told["quorum"]) == (4, 1, 3)
+    assert told["word"] == "certified"
+    assert [node["name"] for node in told["nodes"]] == sorted(MEMBERS)
+
+
+def test_what_is_shown_fits_a_terminal(ctl: Ctl, network: Street) -> None:
+    shown = ctl("network", "show", "--genesis", network.genesis).out
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+
+
+def test_a_standalone_meter_is_a_network_where_nobody_votes(ctl: Ctl, street: Street) -> None:
+    state = street.folder / "own"
+    create_account(state, settings_of(street.config("shed-3").read_text()), bytes(range(32)))
+    said = ctl("network", "show", "--state", state)
+    assert "nobody votes: what a meter has sealed counts as certified" in said.out
+    told = ctl("network", "show", "--state", state, "--json").json
+    assert (told["word"], told["voters"], told["quorum"]) == ("standalone", 0, 0)
+
+
+def test_all_mistakes_are_told_with_file_and_line(ctl: Ctl, street: Street) -> None:
+    bad = street.enrolment("shed-3")
+    bad.write_text(bad.read_text().replace("votes = true", "votes = 1"))
+    worse = street.enrolment("elm-power")
+    worse.write_text(worse.read_text().replace('"elm-power"', '"Elm Power"'))
+    said = ctl(*street.create)
+    assert said.status == 78
+    assert f"{bad}: line 13: node.1.votes: expected true or false, got 1\n" in said.err
+    assert f"{worse}: line 11: node.1.name: expected 1 to 32 of a-z, 0-9 and -" in said.err
+    assert "meterctl: error: 2 mistakes: no network was founded\n" in said.err
+    assert said.out == ""
+    said = ctl(*street.create, "--json")
+    assert said.status == 78
+    assert [(entry["file"], entry["line"]) for entry in said.json["mistakes"]] == [
+        (str(bad), 13),
+        (str(worse), 11),
+    ]
+    assert not street.genesis.exists()
+
+
+def test_fewer_than_four_voters_are_told_on_stderr(ctl: Ctl, street: Street) -> None:
+    arguments = street.create
+    at = arguments.index(street.enrolment("elm-council"))
+    del arguments[at - 1 : at + 1]
+    said = ctl(*arguments)
+    assert said.status == 0
+    assert "meterctl: warning: 3 of 3 nodes vote: witnessed, not fork-proof" in said.err
+    told = ctl("network", "show", "--genesis", street.genesis, "--json").json
+    assert told["word"] == "witnessed"
+
+
+def test_what_a_flag_and_the_plan_both_say_is_refused(ctl: Ctl, street: Street) -> None:
+    plan = street.folder / "network.toml"
+    plan.write_text(PLAN)
+    said = ctl(*street.create, plan)
+    assert said.status == 78
+    assert "line 4: network.zone: --zone gives it too" in said.err
+
+
+def test_a_genesis_is_never_written_over(ctl: Ctl, network: Street) -> None:
+    before = network.genesis.read_bytes()
+    said = ctl(*network.create)
+    assert said.status == 78
+    assert "never written over" in said.err
+    assert network.genesis.read_bytes() == before
+    assert not list(network.folder.glob("*.new"))
+
+
+# --- joining ----------------------------------------------------------------------------------
+
+
+def test_a_device_joins_once(ctl: Ctl, network: Street) -> None:
+    assert ctl(*network.join("kitchen-12")).status == 0
+    said = ctl(*network.join("kitchen-12"))
+    assert said.status == 78
+    assert "has an account already" in said.err
+
+
+def test_a_join_that_was_interrupted_is_done_again(
+    ctl: Ctl, network: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", refused)
+        said = ctl(*network.join("kitchen-12"))
+    assert said.status == 74
+    assert {path.name for path in network.state("kitchen-12").iterdir()} == {
+        "seal.key", "peer.key", "samples", "events", "blocks",
+    }  # fmt: skip
+    assert ctl(*network.join("kitchen-12")).status == 0
+
+
+def test_all_that_differs_from_the_genesis_is_told(ctl: Ctl, network: Street) -> None:
+    settings = SETTINGS.format(name="kitchen-12", fuse_a=63).replace("1800", "900")
+    network.config("kitchen-12").write_text(settings)
+    (network.state("kitchen-12") / "peer.key").unlink()
+    create_vote(network.state("kitchen-12"), bytes(32))
+    said = ctl(*network.join("kitchen-12"))
+    assert said.status == 78
+    for told in (
+        "the voting key of kitchen-12 is not the one in",
+        "meter.fuse_a: 63000 mA here, 60000 mA there",
+        "meter.interval_s: 900 s here, 1800 s there",
+    ):
+        assert told.removesuffix(" there") in said.err
+    assert "nominal" not in said.err
+    assert not (network.state("kitchen-12") / "genesis.cbor").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "told"),
+    [
+        ({"--config": "shed-3"}, 78, "the sealing key of shed-3 is not the one in"),
+        ({"--config": None}, 78, "kitchen-12 is a meter there: name its settings with --config"),
+        ({"--state": "elsewhere"}, 69, "there is no sealing key"),
+        ({"--genesis": "kitchen-12.toml"}, 78, "is no genesis"),
+        ({"--genesis": "nowhere"}, 69, "no such file"),
+        ({"--state": "elm-power"}, 78, "the sealing key of kitchen-12 is not the one in"),
+    ],
+)
+def test_no_device_joins_with(
+    ctl: Ctl, network: Street, change: dict[str, str | None], status: int, told: str
+) -> None:
+    values: dict[str, object] = {
+        "--state": network.state(change.get("--state") or "kitchen-12"),
+        "--config": network.config(change.get("--config") or "kitchen-12"),
+        "--genesis": network.folder / (change.get("--genesis") or "genesis.cbor"),
+    }
+    for flag, value in change.items():
+        if value is None:
+            del values[flag]
+    said = ctl("network", "join", "--yes", *(x for pair in values.items() for x in pair))
+    assert said.status == status
+    assert told in said.err
+    assert not (network.state("kitchen-12") / "genesis.cbor").exists()
+
+
+def test_a_name_that_the_network_does_not_have_is_told(ctl: Ctl, network: Street) -> None:
+    network.config("shed-3").write_text(SETTINGS.format(name="attic", fuse_a=60))
+    said = ctl(*network.join("shed-3"))
+    assert said.status == 78
+    assert "the network elm-street has no node called attic" in said.err
+    assert "it has elm-council, elm-power, kitchen-12, shed-3" in said.err
+
+
+# --- asking, usage, help ----------------------------------------------------------------------
+
+
+def test_create_and_join_ask_at_a_terminal(street: Street) -> None:
+    create = street.create[:-1]
+    done = at_a_terminal(*create, typed="n\n")
+    assert (done.status, street.genesis.exists()) == (64, False)
+    assert "not confirmed: nothing was made" in done.shown
+    done = at_a_terminal(*create, typed="y\n")
+    assert done.status == 0, done.shown
+    assert done.shown.index("Found it? [y/N]: ") < done.shown.index("wrote ")
+    join = [argument for argument in street.join("shed-3") if argument != "--yes"]
+    done = at_a_terminal(*join, typed="\n")
+    assert (done.status, (street.state("shed-3") / "genesis.cbor").exists()) == (64, False)
+    done = at_a_terminal(*join, typed="yes\n")
+    assert done.status == 0, done.shown
+    assert "Do others have this hash, and is shed-3 to join? [y/N]: " in done.shown
+
+
+def test_nobody_is_asked_where_nobody_is(street: Street) -> None:
+    said = program(*street.create[:-1])
+    assert said.returncode == 64
+    assert b"there is no terminal to ask at" in said.stderr
+    assert not street.genesis.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("network",), "required: ACTION"),
+        (("network", "enrol", "--network", "x"), "one of the arguments --config --name"),
+        (("network", "enrol", "--network", "X", "--name", "a"), "--network: expected 1 to 32"),
+        (
+            ("network", "enrol", "--network", "x", "--name", "a"),
+            "a meter's name is in its settings",
+        ),
+        (
+            ("network", "enrol", "--network", "x", "--config", "f", "--role", "authority"),
+            "a node with the role authority meters nothing",
+        ),
+        (("network", "create", "--yes"), "required: -o/--out"),
+        (("network", "create", "--yes", "-o", "g", "--interval-s", "7"), "--interval-s: expected"),
+        (("network", "create", "--yes", "-o", "g", "--zone", "Mars"), "--zone: no time zone"),
+        (("network", "join", "--yes"), "required: --genesis"),
+    ],
+)
+def test_a_wrong_command_is_told(ctl: Ctl, arguments: tuple[str, ...], told: str) -> None:
+    said = ctl(*arguments)
+    assert said.status == 64
+    assert told in said.err
+
+
+@pytest.mark.parametrize("action", ["enrol", "create", "show", "join"])
+def test_each_action_has_examples_in_eighty_columns(
+    ctl: Ctl, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ctl("network", action, "--help")
+    assert said.status == 0
+    assert f"\nexamples:\n  meterctl network {action}" in said.out
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+
+
+# --- keys and files ---------------------------------------------------------------------------
+
+
+def test_the_voting_key_is_kept_as_the_sealing_key_is(tmp_path: Path) -> None:
+    create_vote(tmp_path, bytes(32))
+    path = tmp_path / "peer.key"
+    assert path.read_text() == "00" * 32 + "\n"
+    assert bytes(load_vote(tmp_path, {})) == bytes(32)
+    with pytest.raises(ConfigError, match="there is a voting key already"):
+        create_vote(tmp_path, bytes(32))
+    path.chmod(0o640)
+    with pytest.raises(DeniedError, match=r"the voting key .* can be read"):
+        load_vote(tmp_path, {})
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "meterd.vote").write_bytes(bytes(range(32)))
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
+    assert bytes(load_vote(tmp_path, environ)) == bytes(range(32))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "on a stick without them"])
+def test_a_file_is_new_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(_path: Path, _target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    path = tmp_path / "new"
+    write_new(path, b"first")
+    with pytest.raises(FileExistsError):
+        write_new(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
