@@ -100,11 +100,12 @@ class Bookkeeper:
         software_id: bytes,
         build_ms: int,
         interval_s: int,
-        key: SigningKey,
+        keys: Mapping[bytes, SigningKey],
         recovered: Recovered,
         boot_id: bytes,
         draw_secret: Callable[[str, int], bytes],
         read: Callable[[int, int, int], bytes],
+        changes: tuple[tuple[int, int], ...] = (),
     ) -> None:
         """Go on from what recovery found; `start` comes next.
 
@@ -115,7 +116,8 @@ class Bookkeeper:
             software_id: Identifier of the relevant software.
             build_ms: Date of the software, ms since 1970.
             interval_s: The network's interval.
-            key: The sealing key.
+            changes: Of it, by orders: (midnight, interval_s from then on), ascending.
+            keys: Sealing keys by their public keys.
             recovered: Where the account stands.
             boot_id: Which boot this is, 16 bytes.
             draw_secret: Gives the secret of a stream's segment of a number.
@@ -124,6 +126,8 @@ class Bookkeeper:
         found = recovered.found
         account = found.chain
         self._interval_s, self._polling_ms = interval_s, rules.polling_ms
+        self._changes = changes
+        self._obeyed: tuple[Chain, tuple[int, bytes], tuple[tuple[int, int], ...]] | None = None
         self._recovered: Recovered | None = recovered
         self.run = recovered.run + 1
         self.log = Log(
@@ -140,7 +144,7 @@ class Bookkeeper:
             ],
         )
         self._rows = Rows(read)
-        self._sealer = Sealer(self.log, found.chain, key, self._rows, found.tails)
+        self._sealer = Sealer(self.log, found.chain, keys, self._rows, found.tails)
         before = max(found.parameters.values(), key=lambda one: one.sequence, default=None)
         self.parameters = parameters_for(
             rules,
@@ -159,7 +163,9 @@ class Bookkeeper:
         self._sums_before: dict[bytes, int] = {}
         self._first_ms: int | None = None
         self._pack = row_struct(len(self.parameters.roles)).pack
-        self.cutter = Cutter(interval_s=interval_s, quantities=self._terms.quantities)
+        self.cutter = Cutter(
+            interval_s=interval_s, quantities=self._terms.quantities, changes=changes
+        )
         self.placement = Placement(interval_s=interval_s, build_ms=build_ms)
         self.sieve = Sieve(rules.polling_ms)
         self.accepted = 0
@@ -198,7 +204,9 @@ class Bookkeeper:
         head = self.chain.head
         if recovered.found.unclaimed:
             self.event("sealed", (("height", head.height), ("hash", head.block_hash)))
-        closed = close_runs(recovered, self._interval_s, self._rows, self._seal_or_wait)
+        closed = close_runs(
+            recovered, self._interval_s, self._rows, self._seal_or_wait, self._changes
+        )
         sealer.hand_out()
         before = self._parameters_before
         if before != self.parameters:
@@ -213,6 +221,7 @@ class Bookkeeper:
             interval_s=self._interval_s,
             quantities=self._terms.quantities,
             base=closed.base(self._terms),
+            changes=self._changes,
         )
         self._day = None if closed.end_s is None else closed.end_s // DAY_S
 
@@ -388,6 +397,7 @@ class Bookkeeper:
             self._sealer.hand_out()
         if turns:
             self._turn(end, wall)
+        self._obey()
         if turns or self._day is None:
             self._day = day
 
@@ -493,9 +503,29 @@ class Bookkeeper:
         """Return (height, sealed) of blocks since the last call; durable once handed over."""
         return self._sealer.take_sealed()
 
-    def obey(self, order: tuple[int, bytes]) -> None:
-        """Let blocks from now on name this order, by height and hash."""
-        self._sealer.order = order
+    def obey(
+        self, chain: Chain, order: tuple[int, bytes], changes: tuple[tuple[int, int], ...]
+    ) -> None:
+        """Let blocks name an order, once the one that is open has been sealed.
+
+        Args:
+            chain: Our chain under the terms of that order: its keys and intervals.
+            order: Height and hash.
+            changes: Of the interval, as a cutter takes them.
+        """
+        self._obeyed = (chain, order, changes)
+        if self.cutter.start_s is None:
+            self._obey()
+
+    def _obey(self) -> None:
+        if self._obeyed is None:
+            return
+        chain, self._sealer.order, changes = self._obeyed
+        self._sealer.chain = chain._replace(head=self.chain.head)
+        if changes != self._changes:
+            self._changes = changes
+            self.cutter.plan(changes)
+        self._obeyed = None
 
     @property
     def pending(self) -> bool:

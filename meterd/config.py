@@ -274,11 +274,13 @@ class NodeSettings(NamedTuple):
         name: The node's name.
         network: How it reaches the others.
         clock: Whether wall time is believed.
+        metered: Whether the node has a meter.
     """
 
     name: str
     network: NetworkSettings
     clock: ClockSettings
+    metered: bool
 
 
 def load_node(path: Path) -> NodeSettings:
@@ -292,7 +294,7 @@ def load_node(path: Path) -> NodeSettings:
     text = _read_text(path)
     if re.search(r"^\s*\[board\]", text, re.MULTILINE):
         settings = load(path)
-        return NodeSettings(settings.meter.name, settings.network, settings.clock)
+        return NodeSettings(settings.meter.name, settings.network, settings.clock, metered=True)
     try:
         tables = tomllib.loads(text, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError) as error:
@@ -305,7 +307,9 @@ def load_node(path: Path) -> NodeSettings:
     if reader.found:
         named = "; ".join(str(mistake) for _, mistake in reader.found[:MISTAKES_NAMED])
         raise ConfigError(f"{len(reader.found)} mistakes in {path}: {named}")
-    return NodeSettings(network["name"], NetworkSettings(**network), ClockSettings(**clock))
+    return NodeSettings(
+        network["name"], NetworkSettings(**network), ClockSettings(**clock), metered=False
+    )
 
 
 def parameters(settings: Settings) -> tuple[tuple[str, str], ...]:

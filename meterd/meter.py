@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.bookkeeper import Bookkeeper
 from meterd.config import Settings, parameters
-from meterd.device.archive import load_blocks, read_part
+from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp
 from meterd.device.port import read_board
 from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
-from meterd.device.vault import load_seal
+from meterd.device.vault import load_seals
 from meterd.errors import ConfigError, EncodingError, StorageError
-from meterd.ledger.chain import open_chain
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
-from meterd.neighbours import Neighbours, keep_order, line_folder, read_orders
+from meterd.neighbours import Neighbours, line_folder
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
@@ -91,15 +90,16 @@ class Meter:
         self.settings, self._genesis = settings, genesis
         self._state, self._clock, self._manager, self._logger = state, clock, manager, logger
         self._speed = speed
+        roster = read_orders(state, genesis)
         try:
-            chain = open_chain(genesis, settings.meter.name)
+            chain = open_newest(roster, settings.meter.name)
         except EncodingError as error:
             names = ", ".join(meter.name for meter in genesis.meters)
             raise ConfigError(
                 str(error), hint=f"set meter.name to what the genesis calls it: {names}"
             ) from error
-        key = load_seal(state)
-        if bytes(key.verify_key) != chain.sealer:
+        keys = {bytes(key.verify_key): key for key in load_seals(state)}
+        if chain.key_at(roster.head.height) not in keys:
             raise ConfigError(
                 f"the sealing key in {state} is not the one that the genesis names for "
                 f"{settings.meter.name}",
@@ -119,23 +119,23 @@ class Meter:
             software_id=software_id(),
             build_ms=BUILD_S * 1000,
             interval_s=genesis.interval_s,
-            key=key,
+            keys=keys,
             recovered=recover(state, chain, card=self._card),
             boot_id=clock.boot_id,
             draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
             read=lambda number, begin, end: read_part(state, number, begin, end),
+            changes=tuple(change[1:] for change in roster.intervals[1:]),
         )
         self.book.alarmed = self._alarmed
         self.neighbours = Neighbours(
-            genesis,
+            roster,
             self.book.chain,
             state=state,
             line=line_folder(state, settings) if settings.network.brokers else None,
             load=lambda first, last: load_blocks(state, first, last),
-            orders=read_orders(state),
         )
         self.book.waiting = self.neighbours.waits
-        self.book.obey(self.neighbours.order)
+        self._obey()
         self._decoder = BoardDecoder(settings.rules, joins=True)
         self.port_state = "closed"
         self.last: tuple[list[int], int, Stamp] | None = None
@@ -151,7 +151,7 @@ class Meter:
         self._sealed: list[tuple[int, bytes]] = []
         self._rung, self._heard_ms = True, 0
         self.begins_anew = False
-        self._key = key
+        self._keys = keys
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
         self._unread_bytes = 0
@@ -292,7 +292,7 @@ class Meter:
             chain,
             [*load_blocks(self._state, 1, own), *given],
             recovered,
-            key=self._key,
+            key=self._keys[chain.key_at(self.neighbours.order[0])],
             parameters=book.parameters,
             events=max(book.log.events, chain.head.events),
             stamp=(stamp.boot_ms, max(stamp.wall_ms, 0)),
@@ -374,6 +374,10 @@ class Meter:
 
         asyncio.get_running_loop().add_reader(bell, rung)
 
+    def _obey(self) -> None:
+        neighbours = self.neighbours
+        self.book.obey(neighbours.chain, neighbours.order, neighbours.changes)
+
     async def _hear(self) -> None:
         """Take what the peer process brought; where it lets us seal, seal what has waited."""
         neighbours, book = self.neighbours, self.book
@@ -384,8 +388,8 @@ class Meter:
         for order in neighbours.read(now_ms):
             height, order_hash = neighbours.order
             book.event("order", (("height", height), ("hash", order_hash), ("spelt", order)))
-            book.obey(neighbours.order)
             keep_order(self._state, order)
+            self._obey()
         neighbours.turn(now_ms)
         waits = neighbours.waits
         book.raise_alarm("neighbours", waits, stands=bool(waits))

@@ -126,6 +126,14 @@ class Answers:
             "readings": {"accepted": meter.accepted, "dropped": meter.dropped},
             "gaps": book.gaps,
             "storage_free_bytes": max(0, meter.free_bytes - reserve),
+            "neighbours": {
+                "voters": len(meter.neighbours.roster.committee.voters),
+                "certified_height": meter.durable_height
+                if meter.neighbours.alone
+                else meter.neighbours.witnessed.height,
+                "order": meter.neighbours.order[0],
+                "waits": meter.neighbours.waits,
+            },
             "alarms": [f"{kind}: {text}" for kind, text in sorted(book.alarms.items())],
         }
 
@@ -177,7 +185,9 @@ class Answers:
         meter = self._meter
         async with self._pruning:
             chain = meter.book.chain
-            plan = await asyncio.to_thread(plan_prune, meter.state_folder, chain, before_s)
+            neighbours = meter.neighbours
+            last = chain.head.height if neighbours.alone else neighbours.witnessed.height
+            plan = await asyncio.to_thread(plan_prune, meter.state_folder, chain, before_s, last)
             for pruned in plan.pruned:
                 meter.book.prune(pruned)
             await meter.flush()

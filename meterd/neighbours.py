@@ -19,21 +19,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from meterd.authority.boot import HeadSearch
 from meterd.authority.certificate import (
     Certificate,
-    add_certified_order,
+    add_spelt_order,
     open_certificate,
-    read_certificate,
     verify_certificate,
     verify_evidence,
 )
 from meterd.authority.messages import NONCE_BYTES
-from meterd.authority.roster import found
-from meterd.device.archive import read_file
+from meterd.device.archive import load_blocks
 from meterd.device.mailbox import FILE_BYTES_MAX, HEIGHT_BYTES, INBOX, OUTBOX, Mailbox
 from meterd.errors import BlockRejectedError, EncodingError, MeterdError
-from meterd.ledger.account import shaped
 from meterd.ledger.block import decode_block
 from meterd.ledger.chain import verify_sealed
-from meterd.ledger.encoding import decode, digest, take_apart
+from meterd.ledger.encoding import UINT_MAX, digest, take_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,13 +38,11 @@ if TYPE_CHECKING:
     from meterd.authority.certificate import Certified
     from meterd.authority.roster import Roster
     from meterd.config import Settings
-    from meterd.ledger.account import Genesis
     from meterd.ledger.chain import Chain
 
 OUT_BLOCKS_MAX = 64  # in the outbox at once; the next follow as these are certified
 ASK_MS = 3000  # the boot question lies there anew so often, until it is answered
 CERTIFICATE_FILE = "certificate"  # the last one, so that a restart need not offer all blocks again
-ORDERS_FILE = "orders"  # events hold them too; each is verified again at a start
 CERTIFICATE_KEPT_MS = 60_000  # it is written so often at most: it can be had again
 
 
@@ -80,27 +75,23 @@ class Neighbours:
 
     def __init__(
         self,
-        genesis: Genesis,
+        roster: Roster,
         chain: Chain,
         *,
         state: Path,
         line: Path | None,
         load: Callable[[int, int], list[bytes]],
-        orders: list[bytes],
     ) -> None:
         """Begin.
 
         Args:
-            genesis: The network's first word.
+            roster: The network, as of the orders accepted so far.
             chain: Our own chain as recovery found it.
             state: The account's folder.
             line: Folder of outbox and inbox; None where there is no peer process.
             load: Reads our own sealed blocks from the card: (first, last).
-            orders: Accepted orders, each with its certificate, as events hold them.
         """
-        self.roster: Roster = found(genesis)
-        for spelt in orders:
-            self.roster = _add_order(self.roster, spelt)
+        self.roster = roster
         self._state, self._load = state, load
         self._chain = chain
         self._outbox = Mailbox(line / OUTBOX) if line else None
@@ -115,6 +106,7 @@ class Neighbours:
         self._kept_ms: int | None = None
         self._waits = True
         self._search = HeadSearch(chain.meter, chain.meter, os.urandom(NONCE_BYTES))
+        self._see_ended()
         self._restore()
 
     @property
@@ -126,6 +118,11 @@ class Neighbours:
     def order(self) -> tuple[int, bytes]:
         """Height and hash of the last order in force."""
         return self.roster.head.height, self.roster.head.order_hash
+
+    @property
+    def changes(self) -> tuple[tuple[int, int], ...]:
+        """Changes of the interval by the orders in force: (from when on, interval_s)."""
+        return tuple((from_s, interval_s) for _, from_s, interval_s in self.roster.intervals[1:])
 
     @property
     def alone(self) -> bool:
@@ -206,7 +203,7 @@ class Neighbours:
     def read(self, now_ms: int) -> list[bytes]:
         """Take what lies in the inbox; return orders that are in force now, to be kept as events.
 
-        Each is the order with its seal and its certificate, as `_add_order` takes it.
+        Each is the order with its seal and its certificate, as `add_spelt_order` takes it.
         """
         if self._inbox is None:
             return []
@@ -225,7 +222,9 @@ class Neighbours:
         elif kind == "answer":
             self._search.take(data, self.roster)
         elif kind == "order":
-            self.roster = _add_order(self.roster, data)
+            self.roster = add_spelt_order(self.roster, data)
+            self._chain = self.roster.terms(self._chain, self._chain.head.order)
+            self._see_ended()
             self._orders_taken.append(data)
         elif kind == "block":
             self._take_own(data)
@@ -274,10 +273,17 @@ class Neighbours:
         block = decode_block(take_apart(data).payload)
         if block.height <= self._chain.head.height:
             return
-        terms = self.roster.terms(self._chain, block.order, block.start_s)
+        terms = self.roster.terms(self._chain, block.order)
         _, chain = verify_sealed(data, terms)
         self.recovered.append(data)
         self._chain = chain
+
+    def _see_ended(self) -> None:
+        enrolled = self.roster.newest(self._chain.meter)
+        if enrolled is None or enrolled.incarnation != self._chain.incarnation or enrolled.closed:
+            self.stopped = "an order has ended this chain: nothing more is sealed on it"
+        elif enrolled.revoked:
+            self.stopped = f"an order has revoked this meter's key: {enrolled.revoked}"
 
     def _take_evidence(self, data: bytes) -> None:
         """Somebody seals with our key: what this meter would seal nobody could tell from that."""
@@ -310,43 +316,25 @@ class Neighbours:
             self.refused["kept"] = self.refused.get("kept", 0) + 1
 
 
+def certified_height(state: Path, roster: Roster, chain: Chain) -> int:
+    """Return up to which block the account's kept certificate vouches; all, where nobody votes.
+
+    Args:
+        state: The account's folder.
+        roster: The network as the account knows it.
+        chain: The account's chain up to its head.
+    """
+    kept = Neighbours(
+        roster,
+        chain,
+        state=state,
+        line=None,
+        load=lambda first, last: load_blocks(state, first, last),
+    )
+    return UINT_MAX if kept.alone else kept.witnessed.height
+
+
 def line_folder(state: Path, settings: Settings) -> Path:
     """Return the folder of outbox and inbox."""
     named = settings.network.line or os.environ.get("RUNTIME_DIRECTORY", "")
     return Path(named) if named else state / "line"
-
-
-def read_orders(state: Path) -> list[bytes]:
-    """Return the orders that the account has accepted, as `keep_order` kept them.
-
-    Raises:
-        StorageError: The file cannot be read.
-        EncodingError: It is damaged: peers give its orders again if it is moved away.
-    """
-    path = state / ORDERS_FILE
-    if not path.exists():
-        return []
-    data, orders = read_file(path), []
-    while data:
-        length = int.from_bytes(data[:4], "big")
-        orders.append(data[4 : 4 + length])
-        data = data[4 + length :]
-    return orders
-
-
-def keep_order(state: Path, spelt: bytes) -> None:
-    """Append an accepted order to the file that the next start reads."""
-    with (state / ORDERS_FILE).open("ab") as file:
-        file.write(len(spelt).to_bytes(4, "big") + spelt)
-
-
-def _add_order(roster: Roster, spelt: bytes) -> Roster:
-    """Return `roster` with a certified order, spelt as [order with its seal, certificate].
-
-    Raises:
-        MeterdError: It does not hold.
-    """
-    value = decode(spelt, bytes_max=FILE_BYTES_MAX)
-    if not shaped(value, bytes, tuple):
-        raise EncodingError("not an order with its certificate")
-    return add_certified_order(roster, value[0], read_certificate(value[1]))

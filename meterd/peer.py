@@ -20,6 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from meterd.authority.certificate import spell_order
 from meterd.authority.effects import (
     Accuse,
     Asked,
@@ -143,7 +144,6 @@ class Peer:
         distributor = next(
             ((node.name, 1) for node in genesis.nodes if node.role == "distributor"), None
         )
-        meter = name if any(meter.name == name for meter in genesis.meters) else ""
         self.gossip = Gossip(
             genesis,
             name,
@@ -151,7 +151,7 @@ class Peer:
             nonce=os.urandom(NONCE_BYTES),
             snapshot=self._store.snapshot(key_id(bytes(key.verify_key)), distributor),
             settings=Pace(tick_ms=network.tick_ms, digest_ms=network.digest_ms),
-            meter=meter,
+            meter=name if settings.metered else "",
         )
         named = network.line or os.environ.get("RUNTIME_DIRECTORY", "")
         line = Path(named) if named else state / "line"
@@ -357,7 +357,7 @@ class Peer:
         sealed, certificate = made
         if effect.chain == roster.distributor:
             name = f"order-{effect.height:012d}"
-            self._inbox.put(name, encode([sealed, certificate.spell()]))
+            self._inbox.put(name, spell_order(sealed, certificate))
         else:
             self._inbox.put(f"certificate-{effect.height:012d}", certificate.encode())
         self._inbox.ring()

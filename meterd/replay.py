@@ -139,7 +139,7 @@ class Replay:
             software_id=self._software_id,
             build_ms=WALL_MS_MIN,
             interval_s=self._genesis.interval_s,
-            key=self._key,
+            keys={bytes(self._key.verify_key): self._key},
             recovered=recover(self._state, chain, card=self._card),
             boot_id=boot_id,
             draw_secret=self._secret,

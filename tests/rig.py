@@ -95,7 +95,7 @@ class Rig:
             software_id=self.software_id,
             build_ms=BUILD_MS,
             interval_s=self.genesis.interval_s,
-            key=self.key,
+            keys={bytes(self.key.verify_key): self.key},
             recovered=recover(
                 self.state, open_chain(self.genesis, self.settings.meter.name), card=self.card
             ),

@@ -802,6 +802,7 @@ STATUS: StatusReply = {
     "readings": {"accepted": 99, "dropped": {"banner": 1}},
     "gaps": 0,
     "storage_free_bytes": 12_000_000,
+    "neighbours": {"voters": 0, "certified_height": 7, "order": 0, "waits": ""},
     "alarms": ["frozen: the board repeats one line"],
 }
 LIVE: LiveReading = {

@@ -328,6 +328,24 @@ def add_certified_order(roster: Roster, sealed: bytes, certificate: Certificate)
     return following
 
 
+def spell_order(sealed: bytes, certificate: Certificate) -> bytes:
+    """Return a certified order as one message: what `add_spelt_order` takes."""
+    return encode([sealed, certificate.spell()])
+
+
+def add_spelt_order(roster: Roster, spelt: bytes) -> Roster:
+    """Return `roster` with a certified order, spelt as [order with its seal, certificate].
+
+    Raises:
+        EncodingError: It is misspelt.
+        BlockRejectedError: Seal, place or certificate do not hold.
+    """
+    value = decode(spelt, bytes_max=RECEIPT_BYTES_MAX)
+    if not shaped(value, bytes, tuple):
+        raise EncodingError("not an order with its certificate")
+    return add_certified_order(roster, value[0], read_certificate(value[1]))
+
+
 def open_enrolled(sealed: bytes, roster: Roster) -> tuple[Block, bytes]:
     """Return the block in `sealed` and its payload, its seal verified under the enrolled key.
 
@@ -342,8 +360,8 @@ def open_enrolled(sealed: bytes, roster: Roster) -> tuple[Block, bytes]:
     if block.genesis != roster.genesis:
         raise BlockRejectedError("the block is another network's")
     chain = roster.open_chain((block.meter, block.incarnation))
-    terms = roster.terms(chain, block.order, block.start_s)
-    verify_seal(parts, VerifyKey(terms.sealer), roster.genesis)
+    terms = roster.terms(chain, block.order)
+    verify_seal(parts, VerifyKey(terms.key_at(block.order[0])), roster.genesis)
     return block, parts.payload
 
 

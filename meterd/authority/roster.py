@@ -182,14 +182,6 @@ class Roster:
         found = [chain for chain in self.chains.values() if chain.name == name]
         return max(found, key=lambda chain: chain.incarnation, default=None)
 
-    def interval_s(self, order_height: int, start_s: int) -> int:
-        """Return the interval of a block that names this order and begins at `start_s`."""
-        return [
-            interval_s
-            for height, from_s, interval_s in self.intervals
-            if height <= order_height and from_s <= start_s
-        ][-1]
-
     def open_chain(self, chain_id: ChainId) -> Chain:
         """Return the empty chain of a meter.
 
@@ -202,8 +194,10 @@ class Roster:
             genesis=self.genesis,
             meter=enrolled.name,
             incarnation=enrolled.incarnation,
-            interval_s=self.interval_s(height, 0),
-            sealer=enrolled.key_at(height),
+            interval_s=self.intervals[0][2],
+            sealer=enrolled.keys[0][1],
+            keys=enrolled.keys[1:],
+            changes=self.intervals[1:],
             head=Head(
                 height=0,
                 block_hash=order_hash,
@@ -226,8 +220,8 @@ class Roster:
             raise BlockRejectedError(f"{chain_id[0]} ({chain_id[1]}) is not enrolled")
         return enrolled
 
-    def terms(self, chain: Chain, order: tuple[int, bytes], start_s: int) -> Chain:
-        """Return `chain` with key and interval as a block that names `order` is judged by.
+    def terms(self, chain: Chain, order: tuple[int, bytes]) -> Chain:
+        """Return `chain` with keys and intervals as a block that names `order` is judged by.
 
         Raises:
             OrderUnknownError: The order is not known here yet.
@@ -241,9 +235,7 @@ class Roster:
         enrolled = self.enrolled((chain.meter, chain.incarnation))
         if height < enrolled.opened[0]:
             raise BlockRejectedError(f"names order {height}, before it was enrolled")
-        return chain._replace(
-            sealer=enrolled.key_at(height), interval_s=self.interval_s(height, start_s)
-        )
+        return chain._replace(keys=enrolled.keys[1:], changes=self.intervals[1:])
 
     # --- orders -----------------------------------------------------------------------------
 

@@ -168,13 +168,13 @@ def judge_block(
         BlockEarlyError: It ends in our future: judge it later.
         BlockRejectedError: It breaks a rule; the message says which.
     """
-    terms = roster.terms(chain, block.order, block.start_s)
+    terms = roster.terms(chain, block.order)
     enrolled = roster.enrolled((chain.meter, chain.incarnation))
     if enrolled.revoked:
         raise ChainEndedError(f"the key of {chain.meter} was revoked: {enrolled.revoked}")
     if enrolled.closed is not None and block.height > enrolled.closed[0]:
         raise ChainEndedError(f"an order ended this chain at block {enrolled.closed[0]}")
-    verify_seal(sealed, VerifyKey(terms.sealer), chain.genesis)
+    verify_seal(sealed, VerifyKey(terms.key_at(block.order[0])), chain.genesis)
     head = verify_block(block, sealed.payload, terms)
     checks = CHECKS_ALL
     if not now.synchronised:

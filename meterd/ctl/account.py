@@ -14,29 +14,33 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.ctl.show import zone_of
-from meterd.device.archive import read_files, read_part
+from meterd.device.archive import open_newest, read_files, read_orders, read_part
 from meterd.device.prune import stored_samples, torn_rows
 from meterd.device.recovery import FROM_MS, PLACING_EVENTS
-from meterd.errors import ConfigError, EncodingError, LedgerDamagedError
+from meterd.device.vault import load_seal
+from meterd.errors import ConfigError, EncodingError, LedgerDamagedError, MeterdError
 from meterd.init import read_genesis
 from meterd.ledger.account import Parameters, decode_parameters
 from meterd.ledger.audit import plan
 from meterd.ledger.block import Block, decode_block
-from meterd.ledger.chain import Chain, open_chain
+from meterd.ledger.chain import head_behind
 from meterd.ledger.encoding import digest, take_apart
 from meterd.ledger.event import Event, decode_event
 from meterd.ledger.row import Row, read_rows
 from meterd.ledger.segment import STREAMS, read_header
 from meterd.ledger.stored import SampleStream, read_frames
+from meterd.neighbours import certified_height
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import tzinfo
     from pathlib import Path
 
+    from meterd.authority.roster import Roster
     from meterd.ctl.options import Span
-    from meterd.ledger.account import Genesis
+    from meterd.ledger.account import Genesis, Meter
     from meterd.ledger.audit import Stretch
+    from meterd.ledger.chain import Chain
     from meterd.ledger.judge import Files
 
 ROWS_READ = 4096  # at a time: a day's segment at one row each 2 s is 1.7 MB
@@ -93,6 +97,8 @@ class StoredAccount:
         state: The folder.
         genesis: Of its network, as stored.
         meter: The meter's name.
+        roster: The network as of the orders that the account has accepted.
+        chain: The account's empty chain.
     """
 
     def __init__(self, state: Path) -> None:
@@ -106,8 +112,9 @@ class StoredAccount:
         self.genesis: Genesis = read_genesis(state)
         meters = self.genesis.meters
         try:
-            self.meter = meters[0].name if len(meters) == 1 else _named(self.files)
-            self.chain: Chain = open_chain(self.genesis, self.meter)
+            self.meter = meters[0].name if len(meters) == 1 else _named(self.files, state, meters)
+            self.roster: Roster = read_orders(state, self.genesis)
+            self.chain: Chain = open_newest(self.roster, self.meter)
         except EncodingError as error:
             raise ConfigError(
                 f"the account in {state} does not say which meter's it is: {error}",
@@ -168,6 +175,17 @@ class StoredAccount:
             }
 
     @cached_property
+    def elsewhere(self) -> int:
+        """Up to which height blocks came back from neighbours: their rows are not here."""
+        begun = self.events[0] if self.events else None
+        if begun is None or begun.kind != "recovered":
+            return 0
+        try:
+            return begun.number_of("height")
+        except EncodingError:
+            return 0  # `verify` says what is wrong with it
+
+    @cached_property
     def segments(self) -> SampleStream:
         """The segments of samples that are on the card, by their headers."""
         with self._reading():
@@ -219,7 +237,8 @@ class StoredAccount:
     def samples(self, span: Span) -> Iterator[Sample]:
         """Yield the stored readings in `span`; segments that cannot hold any are not read."""
         segments, rows = self.segments.segments, self.segments.rows
-        stretches, _ = plan([sealed.block for sealed in self.blocks], rows)
+        blocks = [one.block for one in self.blocks if one.block.height > self.elsewhere]
+        stretches, _ = plan(blocks, rows)
         chosen: list[int] = []
         wanted = 0
         for number in reversed(segments):
@@ -274,14 +293,30 @@ class StoredAccount:
             )
 
 
-def _named(files: Files) -> str:
-    """Return the name of the meter that the first readable header of the events bears."""
+def _named(files: Files, state: Path, meters: Iterable[Meter]) -> str:
+    """Return the meter's name, from the first readable header of the events, or by its key."""
     for _, data in files.events:
         try:
             return read_header(data, "events")[0].meter
         except EncodingError:
             continue
-    raise EncodingError("no header of the events can be read")
+    try:
+        public = bytes(load_seal(state).verify_key)
+    except MeterdError as error:
+        raise EncodingError("no header of the events can be read") from error
+    for meter in meters:
+        if meter.sealing_key == public:
+            return meter.name
+    raise EncodingError("no header of the events can be read, and no meter has this key")
+
+
+def certified_height_of(account: StoredAccount) -> int:
+    """Return up to which height neighbours vouch, as far as the account knows; all if none vote."""
+    blocks = account.blocks
+    if not blocks:
+        return 0
+    head = head_behind(account.chain, take_apart(blocks[-1].message).payload)
+    return certified_height(account.state, account.roster, account.chain._replace(head=head))
 
 
 def clamp_names(parameters: Parameters) -> tuple[str, ...]:

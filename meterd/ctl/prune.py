@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from meterd.ctl.account import StoredAccount
+from meterd.ctl.account import StoredAccount, certified_height_of
 from meterd.ctl.options import add_json, add_socket, add_state, instant, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import count, local
@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     account = StoredAccount(options.state)
     before_s = instant(options.before, account.zone)
     if options.dry_run:
-        segments, freed_bytes = _told(plan_prune(account.state, account.chain, before_s))
+        segments, freed_bytes = _told(
+            plan_prune(account.state, account.chain, before_s, certified_height_of(account))
+        )
     else:
         segments, freed_bytes = _prune(options, account, before_s)
     if options.json:
@@ -70,7 +72,8 @@ def _prune(options: argparse.Namespace, account: StoredAccount, before_s: int) -
     except AbsentError as absent:
         try:
             with as_owner(account.state):
-                return _told(prune_stopped(account.state, account.chain, before_s))
+                certified = certified_height_of(account)
+                return _told(prune_stopped(account.state, account.chain, before_s, certified))
         except BusyError as busy:
             raise BusyError(
                 f"{busy}, but {absent}",

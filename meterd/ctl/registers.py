@@ -86,7 +86,8 @@ def registers_of(account: StoredAccount) -> Reply:
     """
     recovered = recover(account.state, account.chain)
     rows = Rows(lambda number, begin, end: read_part(account.state, number, begin, end))
-    closed = close_runs(recovered, account.genesis.interval_s, rows, _nothing)
+    changes = tuple(change[1:] for change in account.roster.intervals[1:])
+    closed = close_runs(recovered, account.genesis.interval_s, rows, _nothing, changes)
     head, records = recovered.found.chain.head, recovered.found.parameters.values()
     kinds = {energy.obis: energy.kind for energy in head.energy}
     if closed.pending:

@@ -6,7 +6,8 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from meterd.ctl.account import StoredAccount
+from meterd.authority.roster import WITNESSED_MAX
+from meterd.ctl.account import StoredAccount, certified_height_of
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
 from meterd.ctl.registers import readings_line, registers_of
 from meterd.ctl.show import (
@@ -106,8 +107,17 @@ def status_of(account: StoredAccount) -> dict[str, Any]:
         "readings": registers["readings"],
         "gaps": registers["gaps"],
         "storage_free_bytes": shutil.disk_usage(account.state).free,
+        "neighbours": _witnesses(account, registers["height"]),
         "alarms": [f"{kind}: {text}" for kind, text in sorted(alarms.items())],
     }
+
+
+def _witnesses(account: StoredAccount, height: int) -> dict[str, Any]:
+    """Return what is known of the neighbours while the daemon is stopped."""
+    voters = len(account.roster.committee.voters)
+    certified = min(certified_height_of(account), height) if voters else height
+    order = account.roster.head.height
+    return {"voters": voters, "certified_height": certified, "order": order, "waits": ""}
 
 
 def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
@@ -124,6 +134,12 @@ def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
     else:
         height, end_s = reply["height"], reply["last_end_s"]
         found.append(f"sealed     {count(height, 'block')}, up to {local(end_s, zone)}")
+    neighbours = reply.get("neighbours")
+    if neighbours and neighbours["voters"]:
+        word = "certified" if neighbours["voters"] > WITNESSED_MAX else "witnessed"
+        found.append(f"{word}  up to block {neighbours['certified_height']}")
+        if neighbours["waits"]:
+            found.append(f"sealing    waits: {neighbours['waits']}")
     opened = reply["open"]
     if opened:
         power = opened["power_mw"]

@@ -11,7 +11,9 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from meterd.errors import DeniedError, EncodingError, StorageError
+from meterd.authority.certificate import add_spelt_order
+from meterd.authority.roster import found
+from meterd.errors import BlockRejectedError, DeniedError, EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
 from meterd.ledger.block import decode_block
 from meterd.ledger.chain import verify_seals
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from meterd.authority.roster import Roster
+    from meterd.ledger.account import Genesis
     from meterd.ledger.audit import SampleResult, SampleTask
+    from meterd.ledger.chain import Chain
 
 __all__ = [
     "GENESIS_FILE",
@@ -170,6 +175,51 @@ def _open_samples(state: Path, number: int) -> BinaryIO:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
+ORDERS_FILE = "orders"  # accepted ones, each with its certificate
+
+
+def read_orders(state: Path, genesis: Genesis) -> Roster:
+    """Return the network as the account knows it: genesis, and the orders kept beside it.
+
+    They prove themselves, so that the file needs no trust: one that is cut short knows less.
+
+    Raises:
+        StorageError: The file cannot be read.
+        EncodingError: It is damaged; peers give its orders again if it is moved away.
+    """
+    path = state / ORDERS_FILE
+    roster = found(genesis)
+    if not path.exists():
+        return roster
+    data = read_file(path)
+    try:
+        while data:
+            length = int.from_bytes(data[:4], "big")
+            roster = add_spelt_order(roster, data[4 : 4 + length])
+            data = data[4 + length :]
+    except BlockRejectedError as error:
+        raise EncodingError(f"{path} holds an order that does not hold: {error}") from error
+    return roster
+
+
+def keep_order(state: Path, spelt: bytes) -> None:
+    """Append an accepted order to what the next start reads."""
+    with (state / ORDERS_FILE).open("ab") as file:
+        file.write(len(spelt).to_bytes(4, "big") + spelt)
+
+
+def open_newest(roster: Roster, meter: str) -> Chain:
+    """Return the empty chain of a meter's last incarnation.
+
+    Raises:
+        EncodingError: The network has no such meter.
+    """
+    enrolled = roster.newest(meter)
+    if enrolled is None or (meter, enrolled.incarnation) == roster.distributor:
+        raise EncodingError(f"network {roster.network} has no meter {meter}")
+    return roster.open_chain((meter, enrolled.incarnation))
+
+
 def load_blocks(state: Path, first: int, last: int) -> list[bytes]:
     """Return the account's own sealed blocks from one height to another, as far as there are any.
 
@@ -279,10 +329,14 @@ def verify(
     try:
         path = state / GENESIS_FILE
         genesis = read_file(path) if path.exists() or not known.genesis else b""
+
+        def opener(founded: Genesis, meter: str) -> Chain:
+            return open_newest(read_orders(state, founded), meter)
+
         with open_tools(state, workers=workers, progress=progress) as tools:
             try:
-                return verdict(genesis, read_files(state), tools, known)
+                return verdict(genesis, read_files(state), tools, known, opener)
             except VanishedError:  # pruned while we looked; an event tells of it by now
-                return verdict(genesis, read_files(state), tools, known)
+                return verdict(genesis, read_files(state), tools, known, opener)
     except (StorageError, DeniedError) as error:
         return Verdict(verdict="unreadable", key=known.key_said, reason=str(error))

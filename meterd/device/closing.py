@@ -122,6 +122,7 @@ def close_runs(
     interval_s: int,
     rows: Rows,
     seal: Callable[[Cut, Terms, dict[Register, int]], None],
+    changes: tuple[tuple[int, int], ...] = (),
 ) -> Closed:
     """Close what earlier runs left open; return where the account stands then.
 
@@ -130,6 +131,7 @@ def close_runs(
         interval_s: The network's interval.
         rows: Reads rows back.
         seal: Given each cut in order, its terms, and what its block owes besides.
+        changes: Of the interval, as a cutter takes them.
 
     Raises:
         LedgerDamagedError: No event holds the parameters of such a run.
@@ -153,7 +155,9 @@ def close_runs(
             if wall and _ends_at_a_step(recovered, interval_s, at_ms + wall.offset_ms):
                 wall = None
             base = base._replace(at_ms=at_ms, point=point, wall=wall)
-        cutter = Cutter(interval_s=interval_s, quantities=terms.quantities, base=base)
+        cutter = Cutter(
+            interval_s=interval_s, quantities=terms.quantities, base=base, changes=changes
+        )
         stored = [
             (segment.header, first_row, segment.rows - first_row) for segment, first_row in segments
         ]

@@ -62,6 +62,15 @@ class Readings(TypedDict):
     dropped: dict[str, int]
 
 
+class Witnesses(TypedDict):
+    """What the neighbours vouch for: with no voters, what is sealed counts as certified."""
+
+    voters: int
+    certified_height: int
+    order: int
+    waits: str
+
+
 class OpenInterval(TypedDict):
     """What is linked and not yet sealed. Power is the last reading's, positive from the grid."""
 
@@ -86,6 +95,7 @@ class StatusReply(TypedDict):
         readings: Since the start.
         gaps: Holes since the start.
         storage_free_bytes: Free for samples, the reserve not counted.
+        neighbours: Up to which height they certify, and why sealing waits for them, if it does.
         alarms: That stand now.
     """
 
@@ -101,6 +111,7 @@ class StatusReply(TypedDict):
     readings: Readings
     gaps: int
     storage_free_bytes: int
+    neighbours: Witnesses
     alarms: list[str]
 
 

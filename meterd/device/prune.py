@@ -21,13 +21,13 @@ from meterd.device.archive import read_file, read_part, segment_name, segment_nu
 from meterd.device.card import Card, Operation, lock
 from meterd.device.log import Log
 from meterd.device.recovery import recover, tail_details
-from meterd.device.vault import load_seal
+from meterd.device.vault import load_seals
 from meterd.errors import DeniedError, EncodingError, LedgerDamagedError, StorageError
 from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.block import decode_block
-from meterd.ledger.encoding import digest, take_apart
+from meterd.ledger.encoding import UINT_MAX, digest, take_apart
 from meterd.ledger.event import Event, decode_event
-from meterd.ledger.pruning import Pruned, read_pruned, seal_pruned
+from meterd.ledger.pruning import Pruned, read_pruned, read_recovered, seal_pruned
 from meterd.ledger.row import LINK_BYTES
 from meterd.ledger.segment import HEADER_BYTES_MAX, SECRET_BYTES
 from meterd.ledger.stored import End, SampleFile, SampleStream, read_frames, read_samples
@@ -72,7 +72,7 @@ class TornRows(NamedTuple):
     sha256: bytes
 
 
-def plan_prune(state: Path, chain: Chain, before_s: int) -> PrunePlan:
+def plan_prune(state: Path, chain: Chain, before_s: int, height_max: int = UINT_MAX) -> PrunePlan:
     """Return what pruning the samples of blocks that end by `before_s` comes to.
 
     It reads all blocks and events and the samples concerned, a segment at a time: call it off the
@@ -82,6 +82,7 @@ def plan_prune(state: Path, chain: Chain, before_s: int) -> PrunePlan:
         state: Folder of the account.
         chain: Whose account it is; how far the chain has come is read from the card.
         before_s: Unix seconds; a block that ends then is among them.
+        height_max: Of the last block that neighbours have certified, where there are any.
 
     Raises:
         LedgerDamagedError: Something is not as it was written. Nothing may be pruned.
@@ -93,7 +94,7 @@ def plan_prune(state: Path, chain: Chain, before_s: int) -> PrunePlan:
     if samples.damage:
         place = samples.damage
         raise LedgerDamagedError(f"samples segment {place.segment}: {place.reason}", hint=_HINT)
-    last = _last_prunable(state, chain, before_s, samples)
+    last = _last_prunable(state, chain, before_s, height_max, samples)
     numbers = list(samples.segments)
     events: list[Pruned] = []
     for number, following in pairwise(numbers):
@@ -155,7 +156,9 @@ def torn_rows(event: Event) -> TornRows:
     return TornRows(event.number_of("segment"), event.number_of("offset"), event.bytes_of("sha256"))
 
 
-def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
+def prune_stopped(
+    state: Path, chain: Chain, before_s: int, height_max: int = UINT_MAX
+) -> PrunePlan:
     """Prune the account of a daemon that does not run, and return what that came to.
 
     Raises:
@@ -168,9 +171,9 @@ def prune_stopped(state: Path, chain: Chain, before_s: int) -> PrunePlan:
     card = Card()
     try:
         recovered = recover(state, chain, card=card)
-        plan = plan_prune(state, chain, before_s)
+        plan = plan_prune(state, chain, before_s, height_max)
         if plan.pruned:
-            key = load_seal(state)
+            key = load_seals(state)[-1]  # any of this meter's
             sealed = [seal_pruned(pruned, chain, key) for pruned in plan.pruned]
             card.perform(_append(state, chain, recovered, sealed))
         remove(plan.operations)
@@ -192,7 +195,7 @@ def _append(
         incarnation=chain.incarnation,
         draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
         ends=found.ends,
-        events=recovered.checkpoint.start.events + len(found.events),
+        events=found.events_before(recovered.checkpoint.start) + len(found.events),
         open_rows=[],
     )
     boot_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
@@ -266,7 +269,9 @@ def _read_events(state: Path, chain: Chain) -> tuple[dict[int, int], set[TornRow
     return pruned, torn
 
 
-def _last_prunable(state: Path, chain: Chain, before_s: int, samples: SampleStream) -> int:
+def _last_prunable(
+    state: Path, chain: Chain, before_s: int, height_max: int, samples: SampleStream
+) -> int:
     """Return the last segment that may go; 0 where none may.
 
     A segment may go once a block ends with it and a later block has rows that stay.
@@ -275,12 +280,13 @@ def _last_prunable(state: Path, chain: Chain, before_s: int, samples: SampleStre
     numbers = list(rows)
     at, row, last, ended = 0, 0, 0, 0
     try:
+        elsewhere = _elsewhere(state, chain)
         for body in _bodies(state, "blocks", chain):
             block = decode_block(take_apart(body).payload)
-            if not block.records:
+            if not block.records or block.height <= elsewhere:
                 continue
             last = ended
-            if block.end_s > before_s:
+            if block.end_s > before_s or block.height > height_max:
                 break
             parts: list[tuple[int, int, int]] = []
             left = block.records
@@ -298,6 +304,15 @@ def _last_prunable(state: Path, chain: Chain, before_s: int, samples: SampleStre
     except EncodingError as error:
         raise LedgerDamagedError(f"a block cannot be read: {error}", hint=_HINT) from error
     return last
+
+
+def _elsewhere(state: Path, chain: Chain) -> int:
+    """Return up to which height blocks came back from neighbours: their rows are not here."""
+    first = next(_bodies(state, "events", chain), b"")
+    event = decode_event(first) if first else None
+    if event is None or event.kind != "recovered":
+        return 0
+    return read_recovered(event, chain).height
 
 
 def _check_rows(

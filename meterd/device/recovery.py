@@ -19,7 +19,7 @@ from meterd.device.card import Operation
 from meterd.errors import BlockRejectedError, EncodingError, LedgerDamagedError, StorageError
 from meterd.ledger.account import shaped
 from meterd.ledger.block import Energy
-from meterd.ledger.encoding import decode, digest, encode, seal, take_apart, verify_seal
+from meterd.ledger.encoding import decode, digest, encode, key_id, seal, take_apart, verify_seal
 from meterd.ledger.findings import Findings, Start
 from meterd.ledger.judge import judge
 from meterd.ledger.row import LINK_BYTES
@@ -103,7 +103,9 @@ def open_checkpoint(data: bytes, chain: Chain) -> Checkpoint:
         BlockRejectedError: It is not sealed by this meter.
     """
     sealed = take_apart(data)
-    verify_seal(sealed, VerifyKey(chain.sealer), chain.genesis)
+    keys = [chain.sealer, *(key for _, key in chain.keys)]
+    named = next((key for key in keys if key_id(key) == sealed.kid), chain.sealer)
+    verify_seal(sealed, VerifyKey(named), chain.genesis)
     value: Any = decode(sealed.payload)
     shape = (str, bytes, str, int, int, bytes, tuple, tuple, bytes, tuple, int, tuple, int, tuple)
     if not shaped(value, *shape, int, tuple, int, tuple) or value[0] != CHECKPOINT_CONTEXT:

@@ -54,19 +54,24 @@ class Sealer:
     """
 
     def __init__(
-        self, log: Log, chain: Chain, key: SigningKey, rows: Rows, tails: list[Tail]
+        self,
+        log: Log,
+        chain: Chain,
+        keys: Mapping[bytes, SigningKey],
+        rows: Rows,
+        tails: list[Tail],
     ) -> None:
         """Go on behind `chain`.
 
         Args:
             log: Where to append.
             chain: The chain as recovery found it.
-            key: The sealing key.
+            keys: Sealing keys by their public keys: which one is good depends on the order.
             rows: Reads back rows that a block takes and that are not in memory.
             tails: What recovery found torn. The first event to be appended is preceded by events
                 that tell of these: the segment that follows a tail must never be without them.
         """
-        self.log, self.chain, self._key, self._rows = log, chain, key, rows
+        self.log, self.chain, self._keys, self._rows = log, chain, keys, rows
         self.told: Callable[[Event], None] = _nobody
         self.boot_ms = self.wall_ms = 0
         self._tails = tails
@@ -93,9 +98,24 @@ class Sealer:
         self.log.add_event(event)
         self.told(event)
 
+    @property
+    def key(self) -> SigningKey:
+        """The key that is good under the order which blocks name.
+
+        Raises:
+            LedgerDamagedError: This device does not hold it.
+        """
+        public = self.chain.key_at(self.order[0])
+        if public not in self._keys:
+            raise LedgerDamagedError(
+                f"order {self.order[0]} names a sealing key that is not on this device",
+                hint="make one here with `meterctl key --rotate`, and have that one ordered",
+            )
+        return self._keys[public]
+
     def prune(self, pruned: Pruned) -> None:
         """Append the event, sealed, that says that a samples segment goes."""
-        self.event("pruned", seal_pruned(pruned, self.chain, self._key))
+        self.event("pruned", seal_pruned(pruned, self.chain, self.key))
 
     def count(self, kind: str, more: int) -> None:
         """Count what is worth an event only with the next block."""
@@ -149,7 +169,7 @@ class Sealer:
                 f"refuses to seal a block that its peers would refuse: {error}",
                 hint="keep the account as it is and report this: it is an error in meterd",
             ) from error
-        message = seal(payload, self._key, chain.genesis)
+        message = seal(payload, self.key, chain.genesis)
         log.add_block(message)
         self._messages.append((head.height, message))
         self.chain = chain._replace(head=head)
@@ -219,7 +239,7 @@ class Sealer:
             sums=sums,
             wall=wall,
         )
-        self._operations.append(checkpoint_operation(self.log.state, checkpoint, self._key))
+        self._operations.append(checkpoint_operation(self.log.state, checkpoint, self.key))
 
     def take_sealed(self) -> list[tuple[int, bytes]]:
         """Return (height, sealed) of the blocks sealed since the last call."""

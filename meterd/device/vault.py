@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,6 +71,29 @@ def load_seal(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKe
         StorageError: The card failed.
     """
     return _load(_SEAL, state, environ)
+
+
+def load_seals(state: Path, environ: Mapping[str, str] = os.environ) -> list[SigningKey]:
+    """Return every sealing key that this device has had, the first first; as `load_seal`.
+
+    A rotated key is not thrown away: what waits to be sealed may name the order before it.
+    """
+    keys = [_load(_SEAL, state, environ)]
+    for number in count(2):
+        kind = _next_seal(number)
+        if not (state / kind.file).exists():
+            return keys
+        keys.append(_load(kind, state, {}))
+    raise AssertionError  # the numbers do not end
+
+
+def create_next_seal(state: Path, seed: bytes) -> SigningKey:
+    """Return one more sealing key of this device, kept; it seals once an order names it."""
+    return _create(_next_seal(len(load_seals(state)) + 1), state, seed)
+
+
+def _next_seal(number: int) -> _Kind:
+    return _SEAL._replace(file=f"seal-{number}.key", make="meterctl key --rotate")
 
 
 def load_vote(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKey:

@@ -55,7 +55,19 @@ class Head(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A chain as far as it has been verified: its network's terms, its sealer and its head."""
+    """A chain as far as it has been verified: its network's terms, its sealer and its head.
+
+    Attributes:
+        genesis: Hash of the network's genesis.
+        meter: Whose.
+        incarnation: Which of its chains.
+        interval_s: Length of an interval at the genesis.
+        sealer: The meter's first key.
+        head: The last block.
+        keys: (order height, sealing key): good for blocks that name that order or a later one,
+            where there is more than the first.
+        changes: (order height, from when on, interval_s), likewise.
+    """
 
     genesis: bytes
     meter: str
@@ -63,6 +75,21 @@ class Chain(NamedTuple):
     interval_s: int
     sealer: bytes
     head: Head
+    keys: tuple[tuple[int, bytes], ...] = ()
+    changes: tuple[tuple[int, int, int], ...] = ()
+
+    def key_at(self, order_height: int) -> bytes:
+        """Return the key that seals blocks which name the order of this height."""
+        return ([self.sealer] + [key for at, key in self.keys if at <= order_height])[-1]
+
+    def interval_at(self, order_height: int, start_s: int) -> int:
+        """Return the interval of a block that names this order and begins at `start_s`."""
+        fitting = [
+            interval_s
+            for at, from_s, interval_s in self.changes
+            if at <= order_height and from_s <= start_s
+        ]
+        return fitting[-1] if fitting else self.interval_s
 
 
 def open_chain(genesis: Genesis, meter: str) -> Chain:
@@ -108,10 +135,14 @@ def open_block(message: bytes, chain: Chain) -> tuple[Block, bytes]:
     """
     try:
         sealed = take_apart(message)
-        verify_seal(sealed, _key(chain.sealer), chain.genesis)
-        return decode_block(sealed.payload), sealed.payload
+        if not chain.keys:
+            verify_seal(sealed, _key(chain.sealer), chain.genesis)
+            return decode_block(sealed.payload), sealed.payload
+        block = decode_block(sealed.payload)
+        verify_seal(sealed, _key(chain.key_at(block.order[0])), chain.genesis)
     except EncodingError as error:
         raise BlockRejectedError(f"not a sealed block: {error}") from error
+    return block, sealed.payload
 
 
 @lru_cache(maxsize=16)
@@ -191,7 +222,10 @@ def _said(value: object) -> str:
 
 
 def _verify_time(block: Block, chain: Chain) -> None:
-    here, interval_s = f"block {block.height}", chain.interval_s
+    here = f"block {block.height}"
+    interval_s = chain.interval_s
+    if chain.changes:
+        interval_s = chain.interval_at(block.order[0], block.start_s)
     if block.end_s <= block.start_s:
         raise BlockRejectedError(f"{here} ends at {block.end_s}, not after {block.start_s}")
     before_s = chain.head.end_s

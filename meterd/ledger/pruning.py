@@ -70,10 +70,13 @@ def _verify(event: Event, signed: bytes, chain: Chain) -> None:
     seal, wrong = event.bytes_of("seal"), f"event {event.number} is not sealed by this meter"
     if len(seal) != SIGNATURE_BYTES:
         raise EncodingError(wrong)
-    try:
-        VerifyKey(chain.sealer).verify(signed, seal)
-    except BadSignatureError as error:
-        raise EncodingError(wrong) from error
+    for key in (chain.sealer, *(key for _, key in chain.keys)):
+        try:
+            VerifyKey(key).verify(signed, seal)
+        except BadSignatureError:
+            continue
+        return
+    raise EncodingError(wrong)
 
 
 def _fields(recovered: Recovered) -> list[Value]:

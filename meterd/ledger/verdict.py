@@ -19,8 +19,9 @@ from meterd.ledger.segment import STREAMS, read_header
 from meterd.ledger.stored import Bad, End, Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from meterd.ledger.account import Genesis
     from meterd.ledger.chain import Chain, Head
     from meterd.ledger.findings import Findings, Tools
     from meterd.ledger.judge import Files
@@ -85,7 +86,13 @@ class _Opened(NamedTuple):
     reason: str
 
 
-def verdict(genesis: bytes, files: Files, tools: Tools, known: Known) -> Verdict:
+def verdict(
+    genesis: bytes,
+    files: Files,
+    tools: Tools,
+    known: Known,
+    opener: Callable[[Genesis, str], Chain] = open_chain,
+) -> Verdict:
     """Judge a whole account from its genesis on.
 
     Args:
@@ -93,9 +100,10 @@ def verdict(genesis: bytes, files: Files, tools: Tools, known: Known) -> Verdict
         files: Its segments.
         tools: What reads and audits its samples.
         known: What the caller knows from elsewhere.
+        opener: Opens a meter's empty chain by the genesis, and by orders where there are any.
     """
     key = known.key_said
-    opened = _open(genesis, files, known)
+    opened = _open(genesis, files, known, opener)
     if opened.chain is None:
         if opened.bad:
             return Verdict(verdict="bad", key=key, first_bad=opened.bad)
@@ -131,7 +139,9 @@ def _headers(files: Files) -> Iterator[Header]:
             yield header
 
 
-def _open(stored: bytes, files: Files, known: Known) -> _Opened:
+def _open(
+    stored: bytes, files: Files, known: Known, opener: Callable[[Genesis, str], Chain]
+) -> _Opened:
     """Return the empty chain that genesis and headers agree on."""
     if known.genesis and stored and stored != known.genesis:
         return _Opened(None, _bad_genesis("the account's genesis is not the given one"), "")
@@ -143,10 +153,10 @@ def _open(stored: bytes, files: Files, known: Known) -> _Opened:
     try:
         genesis = decode_genesis(genesis_bytes)
         alone = genesis.meters[0].name if len(genesis.meters) == 1 else ""
-        chain = open_chain(genesis, alone or (named.meter if named else ""))
+        chain = opener(genesis, (named.meter if named else "") or alone)
     except EncodingError as error:
         return _Opened(None, None, f"no genesis to judge by: {error}")
-    if known.key and known.key != chain.sealer:
+    if known.key and known.key not in (chain.sealer, *(key for _, key in chain.keys)):
         reason = f"the account is {chain.sealer.hex()}'s by its genesis, not the given key's"
         return _Opened(None, _bad_genesis(reason), "")
     return _Opened(chain, None, "")

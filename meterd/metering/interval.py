@@ -117,9 +117,23 @@ class Cutter:
         end_s: End of the last cut, Unix seconds; None before an account's first.
     """
 
-    def __init__(self, *, interval_s: int, quantities: int, base: Base | None = None) -> None:
-        """Go on from `base`; without one, begin an account of so many quantities."""
-        self._interval_s = interval_s
+    def __init__(
+        self,
+        *,
+        interval_s: int,
+        quantities: int,
+        base: Base | None = None,
+        changes: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        """Go on from `base`; without one, begin an account of so many quantities.
+
+        Args:
+            interval_s: Length of an interval; divides a day.
+            quantities: How many quantities a row has.
+            base: Where the last cut was.
+            changes: (midnight, Unix seconds; interval_s from then on), ascending.
+        """
+        self.calendar = ((0, interval_s), *changes)
         base = base or Base(None, (0,) * (quantities + 1), None, (0,) * quantities)
         self.sums = list(base.sums)
         self.restore(base)
@@ -258,10 +272,20 @@ class Cutter:
         """Start of the open stretch in wall-clock ms."""
         return (self.start_s or 0) * 1000
 
+    def interval_s(self, at_s: int) -> int:
+        """Return the length of the interval that `at_s` lies in."""
+        return [interval_s for from_s, interval_s in self.calendar if from_s <= at_s][-1]
+
+    def plan(self, changes: tuple[tuple[int, int], ...]) -> None:
+        """Let other changes of the interval be in force; where a block has just been cut."""
+        self.calendar = (self.calendar[0], *changes)
+        self._open_at(self.start_s)
+
     def _open_at(self, start_s: int | None) -> None:
         """Let the open stretch begin at `start_s`; its interval ends at the next boundary."""
         self.start_s: int | None = start_s
-        self._next_s = ((start_s or 0) // self._interval_s + 1) * self._interval_s
+        interval_s = self.interval_s(start_s or 0)
+        self._next_s = ((start_s or 0) // interval_s + 1) * interval_s
         self._next_ms = self._next_s * 1000
 
     def _worsen(self, wall: Wall) -> None:
@@ -314,7 +338,8 @@ class Cutter:
 
     def _resume(self, wall_ms: int, wall: Wall, cuts: list[Cut]) -> None:
         """Open a stretch after an absence, with one gap block for whole intervals missed."""
-        boundary_s = wall_ms // 1000 // self._interval_s * self._interval_s
+        interval_s = self.interval_s(max(wall_ms // 1000, 0))
+        boundary_s = wall_ms // 1000 // interval_s * interval_s
         pending = self._unplaced and self.records
         self._anchor_ms = wall.offset_ms
         began = self.end_s is None
@@ -326,12 +351,15 @@ class Cutter:
             if wall_ms > self.start_ms:
                 self.flags |= PARTIAL
             return
-        if pending:
-            self._close_unplaced(boundary_s, wall_ms, cuts)
-        elif boundary_s > self.end_s:
-            self.flags = self.flags & STEPPED | GAP
-            self._worsen(wall)
-            cuts.append(self._close(boundary_s, 0))
+        changes = [at_s for at_s, _ in self.calendar if self.end_s < at_s < boundary_s]
+        for end_s in (*changes, boundary_s):  # no block crosses a change of the interval
+            if pending:
+                self._close_unplaced(end_s, wall_ms, cuts)
+                pending = 0
+            elif end_s > self.end_s:
+                self.flags = self.flags & STEPPED | GAP
+                self._worsen(wall)
+                cuts.append(self._close(end_s, 0))
         if wall_ms > self.start_ms:
             self.flags |= GAP
         elif wall_ms < self.start_ms - STEP_MS:

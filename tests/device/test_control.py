@@ -72,6 +72,7 @@ STATUS: StatusReply = {
     "readings": REGISTERS["readings"],
     "gaps": 0,
     "storage_free_bytes": 64_000_000,
+    "neighbours": {"voters": 0, "certified_height": 7, "order": 0, "waits": ""},
     "alarms": ["cadence"],
 }
 UNPLACED: StatusReply = {**STATUS, "height": 0, "last_end_s": None, "open": None, "alarms": []}
