@@ -30,7 +30,7 @@ class Mosquitto:
         """Prepare one that keeps its files in `folder`; `config_lines` belong to its listener."""
         program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
-            pytest.skip("mosquitto is not installed")
+            pytest.fail("mosquitto is not installed: `make test` installs it")
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         self._log = folder / f"mosquitto-{self.port}.log"

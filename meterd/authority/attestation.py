@@ -57,6 +57,16 @@ OPEN, CLOSING, CLOSED = 0, 1, 2  # a batch; a part of the closing ones; the last
 _ALG, _KID, _TYP, _VDS, _VDP, _OURS = 1, 4, 16, 395, 396, "meterd"
 _RFC9162_SHA256 = 1
 _INCLUSION = -1
+# What comes of bytes that are CBOR of another shape: tags, texts and arrays where a map is due.
+_UNLIKE = (
+    cbor2.CBORError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 _STRICT: Any = {"max_depth": 6, "allow_indefinite": False, "immutable": True}
 
 
@@ -127,34 +137,35 @@ class Batch(NamedTuple):
         return digest(self.signed)
 
 
-def _protected(kid: bytes, header: Header) -> bytes:
+def _protected(kid: bytes, header: Header, size: int) -> bytes:
     return cbor2.dumps(
         {
             _ALG: -19,
             _KID: kid,
             _TYP: BATCH_CONTEXT,
             _VDS: _RFC9162_SHA256,
-            _OURS: list(header),
+            _OURS: [*header, size],
         }
     )
 
 
-def _read_protected(data: bytes) -> tuple[bytes, Header]:
+def _read_protected(data: bytes) -> tuple[bytes, Header, int]:
+    """Return key id, header and size of the tree; without the size a path had many spellings."""
     try:
         value: Any = cbor2.loads(data, **_STRICT)
         kid, ours = value[_KID], tuple(value[_OURS])
-    except (cbor2.CBORDecodeError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except _UNLIKE as error:
         raise EncodingError("the protected header is not a batch's") from error
-    if not shaped(ours, int, int, bytes, int, int):
+    if tuple(map(type, ours)) != (int, int, bytes, int, int, int):  # no truth value is a number
         raise EncodingError("the protected header is not a batch's")
-    header = Header(*ours)
+    header, size = Header(*ours[:-1]), ours[-1]
     good = 0 < header.epoch <= UINT_MAX and 0 < header.number <= UINT_MAX
     good = good and 0 <= header.time_s <= UINT_MAX and OPEN <= header.closing <= CLOSED
-    if not good or len(header.previous) != HASH_BYTES:
-        raise EncodingError("epoch, number or link of the batch cannot be")
-    if type(kid) is not bytes or len(kid) != KEY_ID_BYTES or _protected(kid, header) != data:
+    if not good or len(header.previous) != HASH_BYTES or not 0 < size <= LEAVES_MAX:
+        raise EncodingError("epoch, number, link or size of the batch cannot be")
+    if type(kid) is not bytes or len(kid) != KEY_ID_BYTES or _protected(kid, header, size) != data:
         raise EncodingError("the protected header is not spelt as a batch's is")
-    return kid, header
+    return kid, header, size
 
 
 def _signed(protected: bytes, root: bytes, genesis: bytes) -> bytes:
@@ -176,8 +187,9 @@ def sign_batch(header: Header, leaves: Sequence[Leaf], key: SigningKey, genesis:
         genesis: Hash of the network's genesis.
     """
     ordered = sorted(leaves, key=lambda leaf: leaf.chain)
-    protected = _protected(key_id(bytes(key.verify_key)), header)
-    top = merkle.root(_spellings(ordered)) if ordered else merkle.root([PAD_LEAF])
+    spelt = _spellings(ordered)
+    protected = _protected(key_id(bytes(key.verify_key)), header, len(spelt))
+    top = merkle.root(spelt)
     signature = key.sign(_signed(protected, top, genesis)).signature
     return encode([ATTEST_CONTEXT, protected, signature, list(map(list, ordered))])
 
@@ -192,7 +204,7 @@ def open_batch(message: bytes, genesis: bytes) -> Batch:
     if not shaped(value, str, bytes, bytes, tuple) or value[0] != ATTEST_CONTEXT:
         raise EncodingError("not a batch of attestations")
     _, protected, signature, entries = value
-    kid, header = _read_protected(protected)
+    kid, header, size = _read_protected(protected)
     if len(signature) != SIGNATURE_BYTES or len(entries) > LEAVES_MAX:
         raise EncodingError("the batch has no signature, or too many leaves")
     if not entries and not header.closing:
@@ -200,7 +212,10 @@ def open_batch(message: bytes, genesis: bytes) -> Batch:
     leaves = tuple(map(read_leaf, entries))
     if any(one.chain >= two.chain for one, two in pairwise(leaves)):
         raise EncodingError("leaves of the batch are out of order, or a chain comes twice")
-    top = merkle.root(_spellings(leaves)) if leaves else merkle.root([PAD_LEAF])
+    spelt = _spellings(leaves)
+    if len(spelt) != size:
+        raise EncodingError(f"the batch has {len(spelt)} leaves, its header says {size}")
+    top = merkle.root(spelt)
     return Batch(header, kid, leaves, top, signature, _signed(protected, top, genesis))
 
 
@@ -268,7 +283,7 @@ def prove(batch: Batch, index: int) -> bytes:
     spelt = _spellings(batch.leaves)
     steps = merkle.path(spelt, index)
     inclusion = cbor2.dumps([len(spelt), index, steps])
-    protected = _protected(batch.kid, batch.header)
+    protected = _protected(batch.kid, batch.header, len(spelt))
     return _receipt(protected, inclusion, batch.signature)
 
 
@@ -292,14 +307,16 @@ def open_proof(receipt: bytes, leaf: Leaf, genesis: bytes) -> Proof:
             raise EncodingError("the receipt is not spelt as ours are")
         if cbor2.dumps([size, index, steps]) != inclusion:
             raise EncodingError("the receipt's path is not spelt as ours are")
-    except (cbor2.CBORDecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _UNLIKE as error:
         raise EncodingError("not a COSE receipt of a batch") from error
     kinds = (type(size), type(index), type(steps), type(signature))
     if kinds != (int, int, tuple, bytes) or len(signature) != SIGNATURE_BYTES:
         raise EncodingError("not a COSE receipt of a batch")
     if not steps or not all(type(step) is bytes and len(step) == HASH_BYTES for step in steps):
         raise EncodingError("the receipt's path is empty, or its steps are not hashes")
-    kid, header = _read_protected(protected)
+    kid, header, said = _read_protected(protected)
+    if said != size:
+        raise EncodingError(f"the path is of a tree of {size} leaves, the batch has {said}")
     top = merkle.climb(encode(list(leaf)), index, size, steps)
     return Proof(leaf, header, kid, signature, _signed(protected, top, genesis))
 

@@ -140,7 +140,7 @@ def open_certificate(data: bytes) -> Certificate:
     Raises:
         EncodingError: It is none.
     """
-    return read_certificate(decode(data))
+    return read_certificate(decode(data, bytes_max=RECEIPT_BYTES_MAX))
 
 
 def _link(payload: bytes) -> tuple[ChainIdHeight, bytes, int]:
@@ -180,13 +180,14 @@ def _verify_certificate(certificate: Certificate, roster: Roster, epoch_min: int
     if len(certificate.above) > ABOVE_MAX:
         raise BlockRejectedError(f"more than {ABOVE_MAX} blocks lie above the certified one")
     heads = {height: (block_hash, epoch_min)}
-    here = block_hash
+    here, floor = block_hash, epoch_min
     for at, payload in enumerate(certificate.above, start=height + 1):
         place, previous, order = _link(payload)
         if place != (name, incarnation, at) or previous != here:
             raise BlockRejectedError(f"the blocks above {height} do not link to it")
         here = digest(payload)
-        heads[at] = (here, roster.epoch_at(order))
+        floor = max(floor, roster.epoch_at(order))
+        heads[at] = (here, floor)
     voters: dict[str, int] = {}
     epochs = set[int]()
     for receipt, leaf in certificate.proofs:
@@ -306,6 +307,9 @@ def verify_receipt(receipt: Receipt, genesis: Genesis) -> Vouched:
     place = (block.meter, block.incarnation, block.height, digest(payload))
     if receipt.certificate[:4] != place:
         raise BlockRejectedError("the certificate is of another block")
+    closed = roster.enrolled((block.meter, block.incarnation)).closed
+    if closed is not None and block.height > closed[0]:
+        raise BlockRejectedError(f"an order ended this chain at block {closed[0]}")
     certified = verify_certificate(receipt.certificate, roster, roster.epoch_at(block.order[0]))
     return Vouched(block, place[3], certified, roster)
 
@@ -437,18 +441,17 @@ def _two_seals(one: bytes, other: bytes, roster: Roster) -> Accused:
 def _sealed_place(sealed: bytes, roster: Roster) -> tuple[ChainIdHeight, bytes]:
     parts = take_apart(sealed)
     try:
-        block, payload = open_enrolled(sealed, roster)
-    except BlockRejectedError:
         order = decode_order(parts.payload)
-        chain_id = (order.distributor, order.incarnation)
-        if chain_id != roster.distributor:
-            raise
-        keys = [key for _, key in roster.enrolled(chain_id).keys if key_id(key) == parts.kid]
-        if not keys:
-            raise
-        order, payload = open_order(sealed, keys[0], roster.genesis)
-        return (*chain_id, order.height), digest(payload)
-    return (block.meter, block.incarnation, block.height), digest(payload)
+    except EncodingError:
+        block, payload = open_enrolled(sealed, roster)
+        return (block.meter, block.incarnation, block.height), digest(payload)
+    chain_id = (order.distributor, order.incarnation)
+    if chain_id != roster.distributor:
+        raise BlockRejectedError(f"{order.distributor[:40]} gives no orders here")
+    keys = [key for _, key in roster.enrolled(chain_id).keys]
+    key = next((key for key in keys if key_id(key) == parts.kid), keys[-1])
+    order, payload = open_order(sealed, key, roster.genesis)
+    return (*chain_id, order.height), digest(payload)
 
 
 def _two_votes(

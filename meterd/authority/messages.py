@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from meterd.authority.roster import ChainId
 
-BLOCKS_CONTEXT = "meterd/blocks/v1"
+BLOCKS_CONTEXT = "meterd/sealed/v1"
 NONCE_BYTES = 16
 REASON_CHARS_MAX = 200
 HEADS_MAX = 256  # heads in one digest; more chains take turns

@@ -318,6 +318,21 @@ class Roster:
             if any(key == sealing_key for _, key in enrolled.keys):
                 raise BlockRejectedError(f"the key is {enrolled.name}'s already")
 
+    def check_node_keys(self, name: str, sealing_key: bytes, voting_key: bytes) -> None:
+        """Check that no other node has one of these keys, and that they are two.
+
+        Raises:
+            BlockRejectedError: One has.
+        """
+        others = {
+            key
+            for node in self.nodes.values()
+            for key in (node.sealing_key, node.voting_key)
+            if key and (node.name != name or key == node.voting_key != voting_key)
+        }
+        if sealing_key == voting_key or others & {sealing_key, voting_key}:
+            raise BlockRejectedError(f"a key of {name} is another node's, or both are one")
+
     def _rotate(self, change: Rotate, at: tuple[int, bytes]) -> Roster:
         enrolled = self.enrolled((change.meter, change.incarnation))
         if enrolled.closed or enrolled.revoked:
@@ -355,6 +370,7 @@ def _enrol(roster: Roster, change: Enrol, at: tuple[int, bytes]) -> Roster:
             f"{change.meter} cannot begin with incarnation {change.incarnation}"
         )
     roster.check_key(change.sealing_key)
+    roster.check_node_keys(change.meter, change.sealing_key, change.voting_key)
     enrolled = Enrolled(
         change.meter,
         change.incarnation,

@@ -256,6 +256,8 @@ def _rotate(body: tuple[Any, ...]) -> Rotate:
 def _revoke(body: tuple[Any, ...]) -> Revoke:
     if not shaped(body, str, int, str) or len(body[2]) > REASON_CHARS_MAX:
         raise _misshapen("revoke")
+    if not body[2].isprintable():
+        raise _misshapen("revoke")
     _named(body[0], body[1])
     return Revoke(*body)
 

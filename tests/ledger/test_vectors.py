@@ -15,6 +15,7 @@ from meterd.ledger.block import decode_block
 from meterd.ledger.chain import SealTask, open_chain, verify_seals
 from meterd.ledger.encoding import take_apart, verify_seal
 from meterd.ledger.event import decode_event
+from meterd.ledger.order import decode_order
 from meterd.ledger.segment import (
     SampleHeader,
     find_damaged_row,
@@ -35,6 +36,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "parameters": decode_parameters,
     "block": decode_block,
     "event": decode_event,
+    "order": decode_order,
     **{
         f"{stream}-header": lambda data, stream=stream: read_header(stored_header(data), stream)  # type: ignore[misc]
         for stream in ("samples", "events", "blocks")

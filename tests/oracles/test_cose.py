@@ -6,14 +6,36 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import cbor2
 import pytest
 
+from meterd.authority.attestation import PAD_LEAF, prove
 from meterd.ledger.encoding import digest, key_id, take_apart
+from tests.authority.examples import (
+    ENROL,
+    FIRST_BLOCK,
+    GENESIS,
+    SECOND_BLOCK,
+    batch,
+    chain,
+    leaf,
+    order,
+    public,
+    sealed,
+)
+from tests.authority.said import BODIES, SENDER, message_of
+from tests.authority.test_merkle import mth
 from tests.conftest import CI, ROOT
 from tests.ledger.examples import STRANGER
 from tests.ledger.memory import Stored, sealed_account
 from tests.vectors.generate import FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterd.authority.attestation import Leaf
 
 PYTHON = ROOT / ".venv-oracles" / "bin" / "python"
 METERCTL = str(Path(sys.executable).with_name("meterctl"))
@@ -33,8 +55,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(messages: list[tuple[bytes, bytes, bytes]]) -> list[str]:
-    """Return what the library says of (public key, external_aad, message)."""
+def asked(messages: Sequence[tuple[bytes, ...]]) -> list[str]:
+    """Return what the library says of (public key, external_aad, message), and a payload apart."""
     lines = "".join(" ".join(part.hex() for part in message) + "\n" for message in messages)
     done = subprocess.run(
         [PYTHON, Path(__file__).with_name("verify_cose.py")],
@@ -101,10 +123,51 @@ def test_a_seal_that_we_take_the_library_takes() -> None:
     """The other way round it is lax: no alg, an unknown crit, more bytes do not trouble it."""
     cases = json.loads((FOLDER / "seals.json").read_text())
     said = asked(
-        [tuple(bytes.fromhex(case[k]) for k in ("key", "genesis_hash", "bytes")) for case in cases]  # type: ignore[misc]
+        [tuple(bytes.fromhex(case[k]) for k in ("key", "genesis_hash", "bytes")) for case in cases]
     )
     taken = {case["name"] for case, one in zip(cases, said, strict=True) if "refused" not in one}
     ours = {case["name"] for case in cases if case["verdict"] == "good"}
     lax = {"kid before alg", "kid unprotected too", "crit", "no alg", "no kid"}
     lax |= {"no tag", "a tag in two bytes", "a trailing byte", "alg -8"}
     assert ours <= taken <= ours | lax
+
+
+def test_orders_and_what_peers_say_verify() -> None:
+    item = order(ENROL)
+    messages = [(public(f"{item.distributor} seals"), sealed(item), item.encode())]
+    for kind in BODIES:
+        said = message_of(kind)
+        messages.append((public(f"{SENDER} votes"), said, take_apart(said).payload))
+    said_of = asked([(key, GENESIS.hash, message) for key, message, _ in messages])
+    assert said_of == [payload.hex() for _, _, payload in messages]
+
+
+LEAVES = {
+    "one": [leaf(FIRST_BLOCK)],
+    "two": [leaf(FIRST_BLOCK), leaf(order(ENROL))],
+    "five": [leaf(chain(1, name)[0]) for name in ("a", "b", "c", "d", "e")],
+}
+
+
+@pytest.mark.parametrize("number", LEAVES)
+def test_a_cose_receipt_verifies_over_the_root_of_its_leaves(number: str) -> None:
+    """The root comes from the definition in RFC 9162, over what cbor2 makes of the leaves."""
+    leaves: Sequence[Leaf] = sorted(LEAVES[number])
+    attested = batch(leaves, "regulator")
+    spelt = [cbor2.dumps(list(each)) for each in leaves]
+    root = mth(spelt if len(spelt) > 1 else [*spelt, PAD_LEAF])
+    key = public("regulator votes")
+    receipts = [prove(attested, index) for index in range(len(leaves))]
+    assert asked([(key, GENESIS.hash, one, root) for one in receipts]) == [root.hex()] * len(spelt)
+    said = asked(
+        [
+            (key, GENESIS.hash, receipts[0], digest(root)),
+            (key, GENESIS.hash, receipts[0], mth([cbor2.dumps(list(leaf(SECOND_BLOCK))), b""])),
+            (key, bytes(32), receipts[0], root),
+            (key, b"", receipts[0], root),
+            (public("house-1 votes"), GENESIS.hash, receipts[0], root),
+            (key, GENESIS.hash, receipts[0][:-1] + bytes([receipts[0][-1] ^ 1]), root),
+            (key, GENESIS.hash, receipts[0].replace(b"batch/v1", b"block/v1"), root),
+        ]
+    )
+    assert all(one.startswith("refused: ") for one in said), said

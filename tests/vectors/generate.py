@@ -13,6 +13,7 @@ from meterd.ledger.encoding import decode, encode, key_id, seal, take_apart
 from meterd.ledger.segment import SampleHeader, stored_header
 from meterd.ledger.verdict import Known
 from tests.ledger.examples import changed
+from tests.vectors import street
 from tests.vectors.account import GENESIS, KEY, NINE_S, PARAMETERS, STRANGER
 from tests.vectors.tamperings import CLEAN, Tampering, flipped, tamperings
 
@@ -80,6 +81,7 @@ def messages() -> Iterator[Case]:
     bad += [(n, kind, encode(changed(decode(d), place, new))) for n, kind, d, place, new in faults]
     for name, kind, data in bad:
         yield {"name": name, "kind": kind, "bytes": data.hex(), "verdict": "bad"}
+    yield from street.order_messages()
 
 
 def cose(
@@ -300,6 +302,13 @@ FILES = {
     "chains.json": chains,
     "segments.json": segments,
     "accounts.json": accounts,
+    "orders.json": street.order_chains,
+    "batches.json": street.batches,
+    "proofs.json": street.proofs,
+    "certificates.json": street.certificates,
+    "receipts.json": street.receipts,
+    "evidence.json": street.evidence,
+    "said.json": street.said,
 }
 
 
