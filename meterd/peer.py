@@ -413,7 +413,7 @@ class Peer:
                     "attested_by": sorted(
                         gossip.voter_name(kid)
                         for kid, vote in held.votes.items()
-                        if vote.leaf.height == held.height
+                        if vote.leaf.height == held.height and committee.voter(kid)
                     ),
                     "frozen": held.frozen,
                 }

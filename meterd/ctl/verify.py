@@ -1,7 +1,7 @@
-"""`meterctl verify`: judge a stored account, by what is known from elsewhere.
+"""`meterctl verify`: judge a stored account, or a receipt, by what is known from elsewhere.
 
 It needs no daemon, no network, no lock and nothing secret. Exit status: 0 good, 1 bad, 2
-unreadable.
+unreadable. Files are judged by `meterd.ctl.proof`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.options import hex_bytes, positive
+from meterd.ctl.proof import EXIT_CODES, UnreadableError, judge_file, read_proof
 from meterd.ctl.show import count, local, utc, zone_of
 from meterd.device.archive import GENESIS_FILE, Known, Verdict, verify
-from meterd.errors import EncodingError, MeterdError, UsageError
+from meterd.errors import EncodingError, UsageError
 from meterd.ledger.account import Genesis, decode_genesis
 from meterd.ledger.encoding import HASH_BYTES
 from meterd.progress import progress_bars
@@ -25,17 +26,10 @@ if TYPE_CHECKING:
 
     from meterd.ledger.stored import Bad, Tail
 
-EXIT_CODES = {"good": 0, "bad": 1, "unreadable": 2}
 ONE_WORKER_BYTES_MAX = 50_000_000  # below, starting more processes costs more than they gain
 KNOWN_FILE_BYTES_MAX = 65_536  # a genesis of a large street; past it, it is another file
 KEY_FILE_BYTES_MAX = 1024
 _WORDS = {"seals": "verifying seals", "samples": "verifying samples"}
-
-
-class UnreadableError(MeterdError):
-    """There is nothing at the path that could be judged."""
-
-    exit_code = EXIT_CODES["unreadable"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,14 +40,20 @@ answer is only that the account agrees with itself; without a head it may have
 been cut back to an earlier sealed state. The last line of a good verdict is a
 head to write down for the next time.
 
+A file is a receipt of a block, or evidence against who signed two histories. It
+is judged by the genesis alone, which it takes.
+
 exit status: 0 good, 1 bad, 2 unreadable, 64 usage
 
 examples:
   meterctl verify /var/lib/meterd
   meterctl verify ./copy --key key.txt --head 17:5f0c…
   meterctl verify ./copy --genesis genesis.cbor --json
+  meterctl verify block-17.receipt --genesis genesis.cbor
 """
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the account, or a copy")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="folder of the account, or a copy; or a receipt"
+    )
     parser.add_argument(
         "--key", metavar="HEX|FILE", help="the meter's public key, as `meterctl key` shows it"
     )
@@ -76,6 +76,12 @@ def run(options: argparse.Namespace) -> int:
     """Judge the account; returns the exit code."""
     known = known_of(options)
     state: Path = options.path
+    if state.is_file() and (proof := read_proof(state)) is not None:
+        if options.head or options.workers:
+            raise UsageError(f"{state} is {proof.called}: --head and --workers are for an account")
+        if known.key and known.genesis:
+            _refuse_secret(known.key, decode_genesis(known.genesis))
+        return judge_file(state, proof, known, as_json=options.json)
     genesis = _genesis(state, known)
     if known.key and genesis:
         _refuse_secret(known.key, genesis)
@@ -208,7 +214,10 @@ def _unreadable_hint(state: Path) -> str:
     if not state.exists():
         return "name the folder of an account, or of a copy"
     if not state.is_dir():
-        return "name the folder that holds genesis.cbor, samples, events and blocks"
+        return (
+            "name the folder that holds genesis.cbor, samples, events and blocks, or a receipt or"
+            " evidence"
+        )
     return "is this the folder of an account? may this user read all of it?"
 
 

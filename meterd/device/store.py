@@ -307,7 +307,11 @@ class Store:
     def _snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         run = self._db.execute
         meta = dict(run("SELECT key, value FROM meta").fetchall())
-        names = {number: chain_id for chain_id, number in self._chains.items()}
+        names = {
+            number: (name, incarnation)
+            for number, name, incarnation in run("SELECT id, name, incarnation FROM chain")
+        }
+        self._chains |= {chain_id: number for number, chain_id in names.items()}
         chains, orders_certified, orders_checks = [], 0, CHECKS_ALL
         orders: tuple[bytes, ...] = ()
         for number, certified, epoch in run("SELECT id, certified, epoch FROM chain").fetchall():

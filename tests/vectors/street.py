@@ -245,8 +245,16 @@ def batches() -> Iterator[Case]:
         ("crit", signed(by, protected=protected_with(crit=[395])), "bad"),
         ("another type", signed(by, protected=protected_with(typ="meterd/block/v1")), "bad"),
         ("another tree", signed(by, protected=protected_with(vds=2)), "bad"),
-        ("epoch 0", signed(by, protected=protected_with(meterd=[0, *HEADER[1:], len(SEVERAL)])), "bad"),
-        ("a short link", signed(by, protected=protected_with(meterd=[*longer, len(SEVERAL)])), "bad"),
+        (
+            "epoch 0",
+            signed(by, protected=protected_with(meterd=[0, *HEADER[1:], len(SEVERAL)])),
+            "bad",
+        ),
+        (
+            "a short link",
+            signed(by, protected=protected_with(meterd=[*longer, len(SEVERAL)])),
+            "bad",
+        ),
         ("of no head and not the last", sign_batch(HEADER, [], key(by), here), "bad"),
         ("in disorder", signed(by, leaves=SEVERAL[::-1]), "bad"),
         ("a head twice", signed(by, leaves=[SEVERAL[0]] * 2), "bad"),
