@@ -1,5 +1,5 @@
 # make setup   .venv with both programs (.venv/bin/meterd, .venv/bin/meterctl)
-# make demo    a simulated household is metered, sealed and verified; FOR=seconds, 60 unless told
+# make demo    a street of four is metered, sealed and certified; FOR=seconds, 60 unless told; FAULTS=trouble
 # make test    every check that a change has to pass
 # make bench   figures beside their aims; fails nothing
 # make soak    the long runs
@@ -25,7 +25,7 @@ setup: .venv/made
 	@echo "ready: $(bin)/meterd, $(bin)/meterctl"
 
 demo: .venv/made
-	@$(bin)/meterd demo --for $(FOR)
+	@$(bin)/meterd demo --for $(FOR) $(if $(FAULTS),--faults '$(FAULTS)')
 
 test: tools .venv/made-checks .venv-oracles/made
 	$(bin)/ruff format --check
@@ -47,7 +47,7 @@ format: .venv/made-checks
 
 # Disk faults are injected with strace; mosquitto is the broker that a street has.
 tools:
-	@.ci/need strace:strace mosquitto:mosquitto mosquitto_pub:mosquitto-clients ip:iproute2 nft:nftables
+	@.ci/need strace:strace mosquitto:mosquitto mosquitto_pub:mosquitto-clients ip:iproute2 nft:nftables nats-server:nats-server
 
 clean:
 	rm -rf .venv .venv-oracles .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
@@ -58,10 +58,10 @@ clean:
 	@PYTHON=$(PYTHON) .ci/need $(PYTHON):python3 import-ensurepip:python3-venv
 	@$(PYTHON) -c 'import sys; sys.exit(69 if sys.version_info < (3, 11) else 0)' || \
 	    { echo "meterd needs Python 3.11 or newer; name one with: make PYTHON=python3.X" >&2; exit 69; }
-	@echo "setting up .venv (some 15 seconds)"
+	@echo "setting up .venv (some 20 seconds)"
 	@$(PYTHON) -m venv .venv
 	@$(bin)/python -m pip install $(pip_quiet) pip==$(pip_version)
-	@$(bin)/python -m pip install $(pip_quiet) --editable '.[cli]'
+	@$(bin)/python -m pip install $(pip_quiet) --editable '.[cli,demo]'
 	@touch $@
 
 .venv/made-checks: .venv/made

@@ -9,6 +9,7 @@ import threading
 
 import paho.mqtt.client as mqtt
 from nacl.signing import SigningKey
+from paho.mqtt.enums import CallbackAPIVersion
 
 from meterd.authority.messages import Digest, Said, say
 from meterd.ledger.encoding import encode, seal
@@ -21,16 +22,20 @@ def main() -> None:
     host, port, name, root, certificate, key = sys.argv[1:]
     heard: list[tuple[str, bytes]] = []
     ready = threading.Event()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name)
     client.tls_set(root, certificate, key, tls_version=ssl.PROTOCOL_TLS_CLIENT)
 
     def take(_client: object, _data: object, message: mqtt.MQTTMessage) -> None:
-        heard.append((message.topic, message.payload))
+        heard.append((message.topic, bytes(message.payload)))
         if len(heard) > 20:
             ready.set()
 
     client.on_message = take
-    client.on_connect = lambda *_: client.subscribe("m/demo-street/#", 1)
+
+    def subscribe(*_: object) -> None:
+        client.subscribe("m/demo-street/#", 1)
+
+    client.on_connect = subscribe
     client.connect(host, int(port))
     client.loop_start()
     assert ready.wait(30)

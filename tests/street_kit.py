@@ -57,11 +57,20 @@ trust = "always"
 reserve_mb = 1
 
 [network]
-brokers = ["mqtts://{broker}:{port}"]
+digest_ms = 1000
+"""
+BY_TLS = """brokers = ["mqtts://{broker}:{port}"]
 ca = "{ca}"
 certificate = "{folder}/tls.pem"
 key = "{folder}/tls.key"
-digest_ms = 1000
+"""
+PLAIN = """brokers = ["mqtt://{broker}:{port}"]
+"""
+NATS = """host: {broker}
+port: 4222
+server_name: one
+jetstream {{ store_dir: "{folder}/data" }}
+mqtt {{ host: {broker}, port: {port} }}
 """
 BROKER = """user root
 listener {port} {broker}
@@ -188,8 +197,9 @@ class House:
 class Street:
     """Houses, a broker, and the wire between them."""
 
-    def __init__(self, folder: Path, houses: int = 4) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, houses: int = 4, *, broker: str = "mosquitto") -> None:
+        """Prepare it; `broker` is `mosquitto`, with TLS and rights, or `nats-server`."""
+        self.folder, self.program = folder, broker
         self.tag = f"m{os.getpid() % 100_000}"
         self.houses = [House(self, number) for number in range(houses)]
         self.broker: subprocess.Popen[bytes] | None = None
@@ -254,9 +264,7 @@ class Street:
 
     def lose(self, house: House, percent: int) -> None:
         """Let so many of a house's packets be lost, at random."""
-        table = f"add table inet loss; add chain inet loss input {{ type filter hook input priority 0; }}; add rule inet loss input numgen random mod 100 < {percent} drop"
-        for rule in table.split("; ", 1)[0:1]:
-            self._nft(house, rule)
+        self._nft(house, "add table inet loss")
         self._nft(house, "add chain inet loss input { type filter hook input priority 0; }")
         self._nft(house, f"add rule inet loss input numgen random mod 100 < {percent} drop")
 
@@ -327,7 +335,7 @@ class Street:
         )
         for house in self.houses:
             house.config.write_text(
-                CONFIG.format(
+                (CONFIG + (BY_TLS if self.program == "mosquitto" else PLAIN)).format(
                     name=house.name, folder=house.folder, broker=BRIDGE, port=PORT, ca=self.root
                 )
             )
@@ -336,14 +344,15 @@ class Street:
     def start_broker(self) -> None:
         """Start the broker; what it kept is there unless it was deleted."""
         (self.folder / "data").mkdir(exist_ok=True)
-        config = self.folder / "mosquitto.conf"
-        config.write_text(BROKER.format(port=PORT, broker=BRIDGE, ca=self.root, folder=self.folder))
+        config = self.folder / "broker.conf"
+        text = BROKER if self.program == "mosquitto" else NATS
+        config.write_text(text.format(port=PORT, broker=BRIDGE, ca=self.root, folder=self.folder))
         names = [house.name for house in self.houses]
         (self.folder / "acl").write_text(acl_text("demo-street", names))
         (self.folder / "acl").chmod(0o600)
         with (self.folder / "broker.log").open("ab") as log:
             self.broker = subprocess.Popen(
-                ("ip", "netns", "exec", f"{self.tag}b", "mosquitto", "-c", str(config)),
+                ("ip", "netns", "exec", f"{self.tag}b", self.program, "-c", str(config)),
                 stdout=log,
                 stderr=log,
             )

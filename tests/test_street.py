@@ -16,7 +16,6 @@ from tests.street_kit import BRIDGE, PORT, Street, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(300)
 RSS_KB_MAX = 60_000
@@ -90,7 +89,7 @@ def test_a_deleted_store_is_filled_by_the_neighbours(street: Street) -> None:
     house.start_peer()
 
 
-def test_a_hostile_client_with_a_certificate_is_borne(street: Street, tmp_path: Path) -> None:
+def test_a_hostile_client_with_a_certificate_is_borne(street: Street) -> None:
     """One member's certificate in bad hands: it floods, forges, replays, and sends nonsense."""
     house = street.houses[3]
     house.end("peer")
