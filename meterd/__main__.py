@@ -20,7 +20,7 @@ COMMANDS = {
     "peer": ("meterd.peer", "witness the neighbours, and be witnessed by them"),
     "replay": ("meterd.replay", "put a capture through the same path, as fast as it goes"),
     "board": ("meterd.board_simulator", "play a clamp board on a pty"),
-    "demo": ("meterd.demo", "watch a simulated household being metered, sealed and verified"),
+    "demo": ("meterd.demo", "watch a street being metered, sealed and certified"),
 }
 
 

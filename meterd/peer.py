@@ -37,6 +37,7 @@ from meterd.authority.effects import (
     Send,
     SendBatches,
     SendEvidence,
+    Stopping,
     Tell,
     Tick,
 )
@@ -182,7 +183,7 @@ class Peer:
         status = f"{self._topics}/{self._name}/status"
         return Broker(
             address,
-            client_id=self._name,
+            client_id=f"{self._genesis.name}.{self._name}",
             subscriptions=topics,
             will=(status, encode([STATUS_CONTEXT, self._name, 0])),
             birth=(status, encode([STATUS_CONTEXT, self._name, 1])),
@@ -245,6 +246,7 @@ class Peer:
             others.append(tasks.create_task(self._beat(), name="beat"))
             self._manager.ready()
             await self._work()
+            self._perform(self.gossip.step(Stopping(), self._now()))
             for task in others:
                 task.cancel()
         loop.remove_reader(bell)

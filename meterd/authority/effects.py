@@ -72,7 +72,11 @@ class Connected(NamedTuple):
     """A broker can be reached again: what was said meanwhile is lost."""
 
 
-Event: TypeAlias = Received | Sealed | Asked | Loaded | Assembled | Tick | Connected
+class Stopping(NamedTuple):
+    """The node ends in good order."""
+
+
+Event: TypeAlias = Received | Sealed | Asked | Loaded | Assembled | Tick | Connected | Stopping
 
 
 # --- effects ----------------------------------------------------------------------------------

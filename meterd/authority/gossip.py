@@ -63,6 +63,7 @@ from meterd.authority.effects import (
     Send,
     SendBatches,
     SendEvidence,
+    Stopping,
     Tell,
     Tick,
 )
@@ -111,6 +112,7 @@ BLOCKS_ASKED_MAX = 1000  # at a time; the answer is cut at what a message holds
 BATCHES_ASKED_MAX = 200
 ANSWER_MS = 2000  # after that another peer is asked
 CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
+COUNTERS_MS = 10_000  # a card is written so often at most for them; a replayed hint does no harm
 FAULTS_MAX = 20  # refused messages within ...
 FAULTS_MS = 60_000  # ... a minute put a sender's topic into quarantine for as long
 REFUSED_MAX = 64  # of the last refusals, to be shown
@@ -294,6 +296,7 @@ class Gossip:
         self._counter = snapshot.starts << COUNTER_START_BITS
         self._counters = dict(snapshot.counters)
         self._counters_dirty = False
+        self._counters_ms = 0
         self.sequences: dict[bytes, Sequence] = dict(snapshot.sequences)
         self._closed = set(snapshot.closed)
         self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
@@ -307,6 +310,8 @@ class Gossip:
         self.counts: dict[str, int] = {}
         self.refused: list[tuple[str, int, str]] = []
         self._dirty: dict[ChainId, None] = {}
+        self._waiting: set[ChainId] = set()
+        self._behind: set[ChainId] = set()
         self._batch_ms: int | None = None
         self._digest_ms = 0
         self._digest_at = 0
@@ -391,6 +396,8 @@ class Gossip:
                 self._take_evidence(event.evidence)
             case Asked():
                 self._ask_head(event)
+            case Stopping():
+                self._keep_counters()
             case Connected():
                 self._digest_ms = min(self._digest_ms, now.mono_ms + self._jitter(500))
                 self._boot_asked_ms = None
@@ -524,7 +531,7 @@ class Gossip:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        if held.frozen:
+        if held.frozen or digest(parts.payload) == held.refused:
             return
         try:
             chain, checks = judge_block(block, parts, held.chain, self.roster, self._now)
@@ -536,7 +543,8 @@ class Gossip:
             self._wait(held, block.height, message)
             return
         except BlockRejectedError as error:
-            self._refuse(held, block.height, digest(parts.payload), str(error))
+            held.refused = digest(parts.payload)
+            self._refuse(held, block.height, held.refused, str(error))
             raise
         if checks & PLAUSIBLE == 0:
             self._tell(1, "implausible", meter=block.meter, height=block.height)
@@ -599,6 +607,7 @@ class Gossip:
                 return
             del held.waiting[last]
         held.waiting[height] = message
+        self._waiting.add(held.chain_id)
 
     def _latest(self) -> Roster:
         return self._pending[-1] if self._pending else self.roster
@@ -867,8 +876,15 @@ class Gossip:
         self.roster = self._pending.pop(0)
         self._tell(0, "order_in_force", height=self.roster.head.height)
         self._turn_epoch()
-        for held in list(self.chains.values()):
+        self._judge_waiting()
+
+    def _judge_waiting(self) -> None:
+        """Judge anew what could not be judged before: its time has come, or its order."""
+        for chain_id in list(self._waiting):
+            held = self.chains[chain_id]
             waiting = held.waiting.pop(held.height + 1, None)
+            if not held.waiting:
+                self._waiting.discard(chain_id)
             if waiting is not None:
                 self._again(waiting)
 
@@ -1251,6 +1267,7 @@ class Gossip:
             return
         if peer in held.wanted or len(held.wanted) < CLAIMS_MAX:
             held.wanted[peer] = max(height, held.wanted.get(peer, 0))
+            self._behind.add(held.chain_id)
 
     def _claim_order(self, peer: str, height: int) -> None:
         distributor = self.roster.distributor
@@ -1267,11 +1284,10 @@ class Gossip:
     def _ask_all(self) -> None:
         """Ask for all that is known to be lacking, a few peers at a time."""
         asked: dict[str, list[Question]] = {}
-        for held in self.chains.values():
-            if held.wanted:
-                lacking = self._lacking(held)
-                if lacking is not None:
-                    asked.setdefault(lacking[0], []).append(lacking[1])
+        for chain_id in list(self._behind):
+            lacking = self._lacking(self.chains[chain_id])
+            if lacking is not None:
+                asked.setdefault(lacking[0], []).append(lacking[1])
         for kid, wanted in self._batches_wanted.items():
             last = self.sequences.get(kid, NOTHING).number
             for peer in [peer for peer, number in wanted.items() if number <= last]:
@@ -1302,6 +1318,8 @@ class Gossip:
         """Return whom to ask what a chain lacks, noted as asked; None if there is nothing."""
         for peer in [peer for peer, height in held.wanted.items() if height <= held.height]:
             del held.wanted[peer]
+        if not held.wanted:
+            self._behind.discard(held.chain_id)
         if not held.wanted or self._open(held.asked) or held.frozen:
             return None
         peer = self._choose(held.wanted, held.asked)
@@ -1376,18 +1394,18 @@ class Gossip:
         self._boot()
         if self._batch_ms is not None and now_ms >= self._batch_ms:
             self._attest()
-        for held in list(self.chains.values()):
-            waiting = held.waiting.pop(held.height + 1, None)
-            if waiting is not None:
-                self._again(waiting)
+        self._judge_waiting()
         if now_ms >= self._digest_ms:
             period_ms = self._settings.digest_ms
             self._digest_ms = now_ms + period_ms // 2 + self._jitter(period_ms)
             self._send_digest()
         self._ask_all()
-        if self._counters_dirty:
-            self._counters_dirty = False
-            self._records.append(PutCounters(tuple(self._counters.items())))
+        if self._counters_dirty and now_ms - self._counters_ms >= COUNTERS_MS:
+            self._keep_counters()
+
+    def _keep_counters(self) -> None:
+        self._counters_dirty, self._counters_ms = False, self._now.mono_ms
+        self._records.append(PutCounters(tuple(self._counters.items())))
 
     def _send_digest(self) -> None:
         chains = sorted(chain_id for chain_id, held in self.chains.items() if held.height)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterd.ledger.block import Block
     from meterd.ledger.encoding import Sealed
 
-HASHES_KEPT = 256  # below the head, to compare with what others hold; older ones are on the card
+HASHES_KEPT = 64  # below the head, to compare with what others hold; older ones are on the card
 AHEAD_S_MAX = 5  # a block may end so far in our future: two synchronised clocks differ by less
 LIMIT_TENTHS = 16  # a main fuse carries 1.6 times its rating for an hour (gG characteristic)
 
@@ -71,6 +71,7 @@ class Held:
         wanted: By peer, the height up to which it says it holds the chain.
         asked: (peer, when) of the question that is open, or None.
         branch: Sealed blocks of another history by height.
+        refused: Hash of the block that was refused last: it is not judged again.
     """
 
     __slots__ = (
@@ -88,6 +89,7 @@ class Held:
         "hashes",
         "head_hash",
         "height",
+        "refused",
         "votes",
         "waiting",
         "wanted",
@@ -109,6 +111,7 @@ class Held:
         self.wanted: dict[str, int] = {}
         self.asked: tuple[str, int] | None = None
         self.branch: dict[int, bytes] = {}
+        self.refused = b""
 
     def grow(self, block_hash: bytes, epoch: int) -> None:
         """Take the next block's hash; it names an order of `epoch`."""

@@ -55,6 +55,7 @@ INFLIGHT_MAX = 20  # mosquitto's own default, both ways
 UNSENT_MAX = 4 * WAITING_MAX  # packets; a broker that sends, and never reads, reaches it
 KEEPALIVE_S = 30  # the broker publishes our will after one and a half of it
 CONNECT_S_MAX = 10.0  # TCP, TLS and CONNACK together; TCP has repeated itself thrice by then
+STEADY_S = 5.0  # a connection held for so long was no mistake
 BACKOFF_S_MIN, BACKOFF_S_MAX = 1.0, 60.0  # a street that lost its broker is back within a minute
 CLOSE_S_MAX = 1.0  # for the last acknowledgements, and once more for DISCONNECT
 MISC_S = 1.0  # how often paho looks at its keepalive
@@ -168,8 +169,8 @@ class Broker:
             draw: Returns a random number in [0, 1), for the jitter.
             connect_s_max: Seconds from the first packet to an accepted connection.
             backoff_s_min: Seconds before the second attempt; doubled for each further one.
-            backoff_s_max: Seconds that this doubling ends at. A connection held for as long
-                begins it anew.
+            backoff_s_max: Seconds that this doubling ends at. A connection held for as long, or for
+                `STEADY_S`, begins it anew.
 
         Raises:
             ConfigError: A file of `address` is missing, unreadable, or does not fit.
@@ -205,7 +206,7 @@ class Broker:
         while True:
             began_s = loop.time()
             await self._attempt()
-            if loop.time() - began_s >= longest_s:
+            if loop.time() - began_s >= min(STEADY_S, longest_s):
                 wait_s = shortest_s
             await asyncio.sleep(wait_s * (0.5 + self._draw() / 2))
             wait_s = min(2 * wait_s, longest_s)
@@ -371,8 +372,9 @@ class _Link:
         except ssl.SSLError as error:
             raise _tls_refusal(error) from error
         except TimeoutError as error:
-            if self._attached:
-                raise _RefusedError(
+            if self._attached:  # an old broker may not answer what it cannot read
+                silent = _TooNewError if self._protocol == "5" else _RefusedError
+                raise silent(
                     f"no answer to CONNECT within {connect_s_max:g} s",
                     hint="look whether an MQTT broker listens at that port",
                 ) from error
