@@ -351,9 +351,7 @@ class Peer:
 
     def _certify(self, effect: Certify) -> None:
         roster = self.gossip.roster
-        made = self._store.certify(
-            effect, {committee.epoch: committee.quorum for committee in roster.committees}
-        )
+        made = self._store.certify(effect, roster)
         if made is None:
             return
         sealed, certificate = made

@@ -158,8 +158,7 @@ class StreetNode:
     def _certify(self, effect: Certify) -> None:
         """Keep what the meter process keeps."""
         roster = self.gossip.roster
-        quorums = {committee.epoch: committee.quorum for committee in roster.committees}
-        made = self.store.certify(effect, quorums)
+        made = self.store.certify(effect, roster)
         if made is not None and effect.chain != roster.distributor:
             (self.state / "certificate").write_bytes(made[1].encode())
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nacl.signing import VerifyKey
 
 from meterd.authority.attestation import CHECKS, Leaf, open_proof, prove, read_leaf, verify_proof
-from meterd.authority.roster import found
+from meterd.authority.roster import OrderUnknownError, found
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.account import shaped
 from meterd.ledger.block import Block, decode_block
@@ -225,7 +225,9 @@ def _voter(proof: Proof, roster: Roster) -> str:
         BlockRejectedError: Nobody who votes in its epoch signed it.
     """
     committee = roster.committee_of(proof.header.epoch)
-    voter = committee.voter(proof.kid) if committee else None
+    if committee is None:
+        raise OrderUnknownError(f"epoch {proof.header.epoch} is not known here")
+    voter = committee.voter(proof.kid)
     if voter is None:
         raise BlockRejectedError(
             f"key {proof.kid.hex()} does not vote in epoch {proof.header.epoch}"

@@ -109,7 +109,7 @@ BATCHES_WAITING_MAX = 8
 STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
 BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
 BLOCKS_ASKED_MAX = 1000  # at a time; the answer is cut at what a message holds
-BATCHES_ASKED_MAX = 200
+BATCHES_ASKED_MAX = 64  # as many as a store gives at once
 ANSWER_MS = 2000  # after that another peer is asked
 CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
 COUNTERS_MS = 10_000  # a card is written so often at most for them; a replayed hint does no harm
@@ -301,7 +301,7 @@ class Gossip:
         self._closed = set(snapshot.closed)
         self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
         self._batches_wanted: dict[bytes, dict[str, int]] = {}
-        self._batches_asked: dict[bytes, tuple[str, int]] = {}
+        self._batches_asked: dict[bytes, tuple[str, int, int]] = {}
         self._strays: dict[bytes, dict[int, Batch]] = {}
         self.evidence: dict[bytes, bytes] = {}
         self.accused: dict[tuple[str, str], Accused] = {}
@@ -742,8 +742,9 @@ class Gossip:
             raise OrderUnknownError("it attests a chain whose enrolment is not known here")
         if number > last.number + 1:
             waiting = self._batches_waiting.setdefault(batch.kid, {})
-            if len(waiting) < BATCHES_WAITING_MAX:
-                waiting[number] = message
+            waiting[number] = message
+            if len(waiting) > BATCHES_WAITING_MAX:
+                del waiting[max(waiting)]
             self._claim_batches(batch.kid, sender, number)
             return
         if number == last.number or batch.header.previous != last.batch_hash:
@@ -753,6 +754,10 @@ class Gossip:
         if here < before or (here == before and last.closing == CLOSED):
             raise BlockRejectedError(f"{voter[0]} attests in an epoch that it has closed")
         self._keep_batch(batch, message)
+        asked = self._batches_asked.get(batch.kid)
+        if asked is not None and number >= asked[2]:
+            self._batches_asked[batch.kid] = (asked[0], 0, 0)  # answered: ask for what follows
+            self._ask_batches()
         following = self._batches_waiting.get(batch.kid, {}).pop(number + 1, None)
         if following is not None:
             self._take_batch(sender, following)
@@ -767,7 +772,8 @@ class Gossip:
             self._take_leaf(batch.kid, Vote(leaf, header.number, header.epoch))
         if header.closing == CLOSED:
             self._closed.add((header.epoch, batch.kid))
-            self._turn_epoch()
+            if batch.kid != self.kid:
+                self._turn_epoch()
         if batch.kid == self.kid:
             self._see_booted()
 
@@ -973,14 +979,15 @@ class Gossip:
         return self.committee.voter(self.kid) is not None
 
     def _turn_epoch(self) -> None:
-        """Close the epoch if an order has ended it, and begin the next once a quorum has."""
-        while self.roster.committee.epoch > self.epoch:
-            if self.votes and self.booted and (self.epoch, self.kid) not in self._closed:
-                self._close()
-                return  # our own closing batch has called this again
-            committee = self.committee
-            closed = sum((self.epoch, key_id(key)) in self._closed for _, key in committee.voters)
-            if closed < committee.quorum:
+        """Close epochs that orders have ended, and begin the next once a quorum has closed."""
+        while True:
+            if self.booted:
+                for committee in self._unclosed():
+                    self._close(committee.epoch)
+            if self.roster.committee.epoch <= self.epoch:
+                return
+            keys = [key_id(key) for _, key in self.committee.voters]
+            if sum((self.epoch, kid) in self._closed for kid in keys) < self.committee.quorum:
                 return
             self.epoch += 1
             self._records.append(PutEpoch(self.epoch))
@@ -989,19 +996,34 @@ class Gossip:
                 if held.height:
                     self._mark(chain_id)
 
-    def _close(self) -> None:
-        """Sign all locks once more, and nothing after that in this epoch."""
+    def _unclosed(self) -> list[Committee]:
+        """Return the epochs that are over and that this node votes in and has not closed.
+
+        It may have entered a later one by others' closing; others may still wait for its own.
+        """
+        return [
+            committee
+            for committee in self.roster.committees[:-1]
+            if committee.epoch <= self.epoch
+            and committee.voter(self.kid)
+            and (committee.epoch, self.kid) not in self._closed
+        ]
+
+    def _close(self, epoch: int) -> None:
+        """Sign all locks of an epoch once more, and nothing after that in it."""
+        if epoch == self.epoch:
+            self._attest()
         leaves = [
             vote.leaf
             for held in self.chains.values()
             for vote in (self._own_vote(held),)
-            if vote is not None and vote.epoch == self.epoch
+            if vote is not None and vote.epoch == epoch
         ]
         leaves.sort(key=lambda leaf: leaf.chain)
         parts = [leaves[at : at + LEAVES_MAX] for at in range(0, len(leaves), LEAVES_MAX)] or [[]]
         for part in parts[:-1]:
-            self._sign(part, CLOSING)
-        self._sign(parts[-1], CLOSED)
+            self._sign(part, CLOSING, epoch)
+        self._sign(parts[-1], CLOSED, epoch)
 
     def _own_vote(self, held: Held) -> Vote | None:
         """Return this node's last attestation on a chain, wherever it lies."""
@@ -1019,6 +1041,8 @@ class Gossip:
             return
         if not self.booted or not self.votes or (self.epoch, self.kid) in self._closed:
             return
+        if any(committee.epoch < self.epoch for committee in self._unclosed()):
+            return
         leaves = []
         for chain_id in list(self._dirty):
             del self._dirty[chain_id]
@@ -1026,7 +1050,7 @@ class Gossip:
             if leaf is not None:
                 leaves.append(leaf)
         for at in range(0, len(leaves), LEAVES_MAX):
-            self._sign(leaves[at : at + LEAVES_MAX], OPEN)
+            self._sign(leaves[at : at + LEAVES_MAX], OPEN, self.epoch)
 
     def _leaf(self, held: Held) -> Leaf | None:
         """Return what there is to attest on a chain, or None."""
@@ -1065,22 +1089,26 @@ class Gossip:
         )
         return adopted >= before.quorum
 
-    def _sign(self, leaves: list[Leaf], closing: int) -> None:
+    def _sign(self, leaves: list[Leaf], closing: int, epoch: int) -> None:
         last = self.sequences.get(self.kid, NOTHING)
-        header = Header(
-            self.epoch, last.number + 1, last.batch_hash, max(self._now.wall_s, 0), closing
-        )
+        header = Header(epoch, last.number + 1, last.batch_hash, max(self._now.wall_s, 0), closing)
         message = sign_batch(header, leaves, self._key, self.roster.genesis)
         self._keep_batch(open_batch(message, self.roster.genesis), message)
         self._out.append(Send("attest", message))
 
     # --- the boot rule of an authority ----------------------------------------------------------
 
+    def _duty(self) -> Committee | None:
+        """Return the committee by which this node has to know its votes; None if it never voted."""
+        if self.votes:
+            return self.committee
+        return next(reversed(self._unclosed()), None)
+
     def _boot(self) -> None:
         """Ask what we have voted before, until enough others have said it."""
-        if self.booted or not self.votes:
+        committee = self._duty()
+        if self.booted or committee is None:
             return
-        committee = self.committee
         if boot_answers(len(committee.voters), votes=True) == 0:
             self.booted = True
             self._after_boot()
@@ -1099,20 +1127,19 @@ class Gossip:
         if body.order[0] > self.roster.head.height or body.epoch > self.epoch:
             self._claim_order(sender, body.order[0])
             return  # asked again once we know what it knows
-        if not self.committee.has(sender):
-            return
         self._boot_answers[sender] = (body.number, body.batch_hash)
         self._claim_batches(self.kid, sender, body.number)
         self._see_booted()
 
     def _see_booted(self) -> None:
-        if self.booted or not self.votes:
+        committee = self._duty()
+        if self.booted or committee is None:
             return
-        committee = self.committee
-        if len(self._boot_answers) < boot_answers(len(committee.voters), votes=True):
+        answers = [said for name, said in self._boot_answers.items() if committee.has(name)]
+        if len(answers) < boot_answers(len(committee.voters), votes=True):
             return
         last = self.sequences.get(self.kid, NOTHING)
-        number, batch_hash = max(self._boot_answers.values())
+        number, batch_hash = max(answers)
         if number > last.number:
             return
         if number == last.number and number and batch_hash != last.batch_hash:
@@ -1278,25 +1305,17 @@ class Gossip:
         if peer and peer != self.name and number > self.sequences.get(kid, NOTHING).number:
             self._batches_wanted.setdefault(kid, {})[peer] = number
 
-    def _open(self, asked: tuple[str, int] | None) -> bool:
-        return asked is not None and self._now.mono_ms - asked[1] < ANSWER_MS
+    def _open(self, asked: tuple[str, int] | tuple[str, int, int] | None) -> bool:
+        return asked is not None and 0 < self._now.mono_ms - asked[1] + 1 <= ANSWER_MS
 
     def _ask_all(self) -> None:
         """Ask for all that is known to be lacking, a few peers at a time."""
         asked: dict[str, list[Question]] = {}
+        self._ask_batches()
         for chain_id in list(self._behind):
             lacking = self._lacking(self.chains[chain_id])
             if lacking is not None:
                 asked.setdefault(lacking[0], []).append(lacking[1])
-        for kid, wanted in self._batches_wanted.items():
-            last = self.sequences.get(kid, NOTHING).number
-            for peer in [peer for peer, number in wanted.items() if number <= last]:
-                del wanted[peer]
-            if not wanted or self._open(self._batches_asked.get(kid)):
-                continue
-            peer = self._choose(wanted, self._batches_asked.get(kid))
-            self._batches_asked[kid] = (peer, self._now.mono_ms)
-            asked.setdefault(peer, []).append(AskBatches(kid, last + 1, wanted[peer]))
         for evidence_id, peer in list(self._evidence_claimed.items()):
             del self._evidence_claimed[evidence_id]
             if evidence_id not in self.evidence:
@@ -1304,6 +1323,20 @@ class Gossip:
         for peer, questions in asked.items():
             for at in range(0, len(questions), ASKED_MAX):
                 self._ask(peer, *questions[at : at + ASKED_MAX])
+
+    def _ask_batches(self) -> None:
+        """Ask for the batches that are known to be lacking."""
+        for kid, wanted in self._batches_wanted.items():
+            last = self.sequences.get(kid, NOTHING).number
+            for peer in [peer for peer, number in wanted.items() if number <= last]:
+                del wanted[peer]
+            asked = self._batches_asked.get(kid)
+            if not wanted or self._open(asked):
+                continue
+            peer = self._choose(wanted, asked)
+            until = min(wanted[peer], last + BATCHES_ASKED_MAX)
+            self._batches_asked[kid] = (peer, self._now.mono_ms, until)
+            self._ask(peer, AskBatches(kid, last + 1, until))
 
     def _go_on_asking(self, sender: str, last: bytes) -> None:
         """An answer came: ask for what follows, without waiting for the next tick."""
@@ -1330,7 +1363,9 @@ class Gossip:
         held.asked = (peer, self._now.mono_ms)
         return peer, AskBlocks(*held.chain_id, first, last)
 
-    def _choose(self, wanted: dict[str, int], asked: tuple[str, int] | None) -> str:
+    def _choose(
+        self, wanted: dict[str, int], asked: tuple[str, int] | tuple[str, int, int] | None
+    ) -> str:
         """Return whom to ask: not the one who has just not answered, if there is another."""
         peers = sorted(wanted)
         if asked is not None and asked[0] in peers and len(peers) > 1:

@@ -172,6 +172,17 @@ class Roster:
         """Return the epoch that blocks which name this order can be attested in, or a later one."""
         return max(c.epoch for c in self.committees if c.from_order <= order_height)
 
+    def quorums(self, chain_id: ChainId, height: int) -> dict[int, int]:
+        """Return, by epoch, how many votes certify a block or an order.
+
+        An order is certified in the epoch that it was given in: whoever is shown it knows no other.
+        """
+        if chain_id == self.distributor:
+            committees = [c for c in self.committees if c.from_order < height][-1:]
+        else:
+            committees = list(self.committees)
+        return {committee.epoch: committee.quorum for committee in committees}
+
     def peer_key(self, name: str) -> bytes:
         """Return the key that `name` signs its messages with; empty where it has none."""
         node = self.nodes.get(name)

@@ -156,11 +156,6 @@ class KnownNode:
         """The network as certified so far."""
         return self.core.roster
 
-    @property
-    def quorums(self) -> dict[int, int]:
-        """How many votes each epoch needs."""
-        return {committee.epoch: committee.quorum for committee in self.roster.committees}
-
     def need_store(self) -> Store:
         """Return the store.
 
@@ -184,7 +179,7 @@ class KnownNode:
         """
         if self.store is None or height < 1:
             return None
-        made = self.store.certificate(chain_id, height, self.quorums)
+        made = self.store.certificate(chain_id, height, self.roster)
         if made is None:
             return None
         try:

@@ -110,7 +110,7 @@ def receipt_of(
             f" {held.certified}",
             hint="a quorum has to attest it first; `meterctl peers` shows who has",
         )
-    receipt = store.receipt(chain_id, height, node.quorums, distributor)
+    receipt = store.receipt(chain_id, height, node.roster)
     try:
         return receipt.encode(), verify_receipt(receipt, node.genesis)
     except BlockRejectedError as error:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from meterd.authority.attestation import Batch
     from meterd.authority.effects import Accuse, Certify, Load, Record
-    from meterd.authority.roster import ChainId
+    from meterd.authority.roster import ChainId, Roster
 
 SCHEMA = 1
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
@@ -410,13 +410,12 @@ class Store:
             between,
         )
 
-    def certify(
-        self, certify: Certify, quorums: dict[int, int]
-    ) -> tuple[bytes, Certificate] | None:
+    def certify(self, certify: Certify, roster: Roster) -> tuple[bytes, Certificate] | None:
         """Return a block with its seal, and its certificate; None if it is not all here."""
         chain_id, height = certify.chain, certify.height
         if not certify.votes:
-            return self.certificate(chain_id, height, quorums)
+            return self.certificate(chain_id, height, roster)
+        quorums = roster.quorums(chain_id, height)
         votes = []
         with _refusing(self._path):
             for kid, number, leaf in certify.votes:
@@ -437,23 +436,20 @@ class Store:
             return None
         payloads = [take_apart(message).payload for message in sealed]
         with _refusing(self._path):
-            (block_hash,) = self._db.execute(
-                "SELECT hash FROM block WHERE chain = ? AND height = ?",
-                (self._chains[chain_id], height),
-            ).fetchone()
-        place = (*chain_id, height, block_hash)
+            place = (*chain_id, height, self._hash_at(chain_id, height))
         return sealed[0], certificate_of(place, votes, payloads[1:], needed)
 
     def certificate(
-        self, chain_id: ChainId, height: int, quorums: dict[int, int]
+        self, chain_id: ChainId, height: int, roster: Roster
     ) -> tuple[bytes, Certificate] | None:
         """Return a block with its seal and certificate, out of the batches nearest above it.
 
         Args:
             chain_id: Which chain.
             height: The block's height.
-            quorums: How many votes each epoch needs.
+            roster: The network as this node knows it.
         """
+        quorums = roster.quorums(chain_id, height)
         by_epoch: dict[int, list[tuple[Batch, Leaf]]] = {}
         seen = set[tuple[int, bytes]]()
         with _refusing(self._path):
@@ -468,8 +464,8 @@ class Store:
                     continue
                 batch = open_batch(message, self._genesis)
                 leaf = next((leaf for leaf in batch.leaves if leaf.chain == chain_id), None)
-                if leaf is None:
-                    continue
+                if leaf is None or leaf.block_hash != self._hash_at(chain_id, leaf.height):
+                    continue  # of another history
                 seen.add((epoch, kid))
                 votes = by_epoch.setdefault(epoch, [])
                 votes.append((batch, leaf))
@@ -479,30 +475,32 @@ class Store:
                         return made
         return None
 
-    def receipt(
-        self, chain_id: ChainId, height: int, quorums: dict[int, int], distributor: ChainId | None
-    ) -> Receipt:
+    def _hash_at(self, chain_id: ChainId, height: int) -> bytes:
+        row = self._db.execute(
+            "SELECT hash FROM block WHERE chain = ? AND height = ?",
+            (self._chains.get(chain_id, 0), height),
+        ).fetchone()
+        return row[0] if row else b""
+
+    def receipt(self, chain_id: ChainId, height: int, roster: Roster) -> Receipt:
         """Return a block's receipt.
 
         Raises:
             AbsentError: It is not certified, or not all of its proof is here.
         """
-        made = self.certificate(chain_id, height, quorums)
+        made = self.certificate(chain_id, height, roster)
         if made is None:
             raise AbsentError(
                 f"block {height} of {chain_id[0]} is not certified as far as this node knows",
                 hint="see `meterctl head`; ask again once it is",
             )
         orders = []
-        if distributor is not None:
-            certified = self._rows(
-                "SELECT certified FROM chain WHERE name = ? AND incarnation = ?", *distributor
-            )
-            for at in range(1, (int(certified[0][0]) if certified else 0) + 1):
-                order = self.certificate(distributor, at, quorums)
-                if order is None:
-                    raise AbsentError(f"the certificate of order {at} is not here")
-                orders.append(order)
+        for at in range(1, roster.head.height + 1):
+            assert roster.distributor is not None  # noqa: S101 - whose orders these are
+            order = self.certificate(roster.distributor, at, roster)
+            if order is None:
+                raise AbsentError(f"the certificate of order {at} is not here")
+            orders.append(order)
         return Receipt(made[0], made[1], tuple(orders))
 
 

@@ -1,0 +1,231 @@
+"""Bugs that the simulator has to find: each is planted into the real code for a while.
+
+A bug is a line of the code written otherwise. Where the line is not there any more the planting
+fails, and the bug has to be planted anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meterd.authority import attestation, boot, certificate, gossip, roster
+from meterd.device.store import Store
+from meterd.ledger import encoding
+from tests import sim_nodes, sim_oracle
+from tests.simulator import Plan, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+_SOURCES: dict[Any, str] = {}  # of functions that are planted: one may have several edits
+
+
+class Edit(NamedTuple):
+    """A line that is written otherwise.
+
+    Attributes:
+        owner: The class or module that holds the function.
+        function: Its name.
+        old: What stands there, once.
+        new: What stands there instead.
+        at: Where it is planted, if not there: modules that have imported it by its name.
+    """
+
+    owner: Any
+    function: str
+    old: str
+    new: str
+    at: tuple[Any, ...] = ()
+
+
+class Bug(NamedTuple):
+    """A planted bug.
+
+    Attributes:
+        edits: How it is planted.
+        plan: What to play, under several seeds.
+        refuted: What the oracle says of it.
+        seeds: How many seeds are tried.
+    """
+
+    edits: tuple[Edit, ...]
+    plan: Plan
+    refuted: str
+    seeds: int = 40
+
+
+@contextmanager
+def planted(bug: Bug) -> Iterator[None]:
+    """Plant a bug, and take it out again."""
+    with ExitStack() as stack:
+        for edit in bug.edits:
+            stack.enter_context(_edited(edit))
+        yield
+
+
+@contextmanager
+def _edited(edit: Edit) -> Iterator[None]:
+    real = getattr(edit.owner, edit.function)
+    source = _SOURCES.get(real) or textwrap.dedent(inspect.getsource(real))
+    assert source.count(edit.old) == 1, f"{edit.function} has changed: plant this bug anew"
+    made: dict[str, Any] = {}
+    source = source.replace(edit.old, edit.new)
+    exec(source, real.__globals__, made)
+    _SOURCES[made[edit.function]] = source
+    owners = edit.at or (edit.owner,)
+    try:
+        for owner in owners:
+            setattr(owner, edit.function, made[edit.function])
+        yield
+    finally:
+        for owner in owners:
+            setattr(owner, edit.function, real)
+
+
+_CALM = Plan(0, drop=0.0, crashes=0, partitions=0, broker_deaths=0, jumps=0, meters=1, seconds=8)
+_STORM = replace(_CALM, drop=0.3, crashes=12, partitions=2, meters=2)
+_FORK = replace(_CALM, partitions=3, forkers=(0,), forking=1.0)
+
+BUGS: dict[str, Bug] = {
+    "a majority is a quorum": Bug(
+        (
+            Edit(roster, "quorum", "(voters + faults_max(voters)) // 2", "voters // 2"),
+            Edit(sim_oracle, "needed", "(voters + faults(voters)) // 2", "voters // 2"),
+        ),
+        replace(_FORK, voters=5, liars=(4,)),
+        "two certificates",
+    ),
+    "a lock is not persisted": Bug(
+        (
+            Edit(
+                sim_nodes.SimNode,
+                "_do",
+                "self.store.perform(effect.records)",
+                "self.store.perform(tuple(r for r in effect.records if not "
+                "(isinstance(r, PutBatch) and r.batch.kid == self.kid)))",
+            ),
+        ),
+        _STORM,
+        "is honest, and (signs two batches|attests two histories)",
+    ),
+    "a lock is released by a restart": Bug(
+        (
+            Edit(
+                Store,
+                "_snapshot",
+                "votes=votes,",
+                "votes=tuple(vote for vote in votes if vote[0] != kid),",
+            ),
+            Edit(
+                Store,
+                "_snapshot",
+                "sequences=tuple(sequences),",
+                "sequences=tuple(one for one in sequences if one[0] != kid),",
+            ),
+            Edit(gossip.Gossip, "_boot", "votes=True) == 0", "votes=True) >= 0"),
+        ),
+        _STORM,
+        "is honest, and (signs two batches|attests two histories)",
+    ),
+    "it is sent before it is persisted": Bug(
+        (
+            Edit(
+                sim_nodes.SimNode,
+                "perform",
+                "for effect in effects:",
+                "for effect in sorted(effects, key=lambda one: not isinstance(one, Send)):",
+            ),
+        ),
+        _STORM,
+        "is honest, and (signs two batches|attests two histories)",
+    ),
+    "no genesis in the signature": Bug(
+        (Edit(attestation, "_signed", "genesis, root", "bytes(32), root"),),
+        replace(_CALM, sister=True),
+        "is honest, and accused",
+    ),
+    "a boot answer without its nonce": Bug(
+        (
+            Edit(gossip.Gossip, "_take_own_batch", " or body.nonce != self._nonce", ""),
+            Edit(
+                boot.HeadSearch,
+                "take",
+                "(body.meter, body.nonce) != (self._meter, self.nonce)",
+                "body.meter != self._meter",
+            ),
+        ),
+        replace(_CALM, restored=(0,), haunts=1.0),
+        "seals block",
+    ),
+    "an ancestor is evidence": Bug(
+        (Edit(certificate, "_two_votes", "if here == low.leaf.block_hash:", "if not here:"),),
+        replace(_CALM, forgeries=4),
+        "authority .* is honest, and accused",
+    ),
+    "an epoch begins without handover": Bug(
+        (
+            Edit(gossip.Gossip, "_turn_epoch", "< self.committee.quorum:", "< 0:"),
+            Edit(gossip.Gossip, "_locks_adopted", "adopted >= before.quorum", "adopted >= 0"),
+        ),
+        # Two of the old voters hear of the order and of nothing after it but a liar's word; the
+        # liar's meter shows them one block, and those who are to vote with it from then on another.
+        replace(
+            _CALM,
+            meters=4,
+            liars=(3,),
+            forkers=(3,),
+            forking=0.0,
+            spares=2,
+            shy=True,
+            script=(
+                Step(0, "show", (("house-0", "house-1"),)),
+                Step(2000, "change_roster", (("house-0", "house-1"), ("spare-0", "spare-1"))),
+                Step(2160, "deafen", (("house-0", "house-1"), 4000)),
+                Step(2900, "let_fork", ("house-3",)),
+            ),
+        ),
+        "two certificates",
+    ),
+    "a meter does not ask before it seals": Bug(
+        (
+            Edit(
+                boot.HeadSearch,
+                "satisfied",
+                "return self.counting(roster, incarnation, height) >= self.needed(roster)",
+                "return True",
+            ),
+        ),
+        replace(_CALM, restored=(0,)),
+        "seals block",
+    ),
+    "an unverified seal is evidence": Bug(
+        (
+            Edit(
+                encoding,
+                "verify_seal",
+                "key.verify(_signed(sealed.kid, sealed.payload, genesis), sealed.seal)",
+                "pass",
+                (certificate,),  # alone: whoever takes a block for the chain still verifies it
+            ),
+        ),
+        replace(_CALM, forgeries=2),
+        "meter .* is honest, and accused",
+    ),
+    "a vote counts twice": Bug(
+        (
+            Edit(
+                gossip.Gossip,
+                "_certify",
+                "if len(heights) >= committee.quorum:",
+                "if len(heights := sorted(heights * 2, reverse=True)) >= committee.quorum:",
+            ),
+        ),
+        _CALM,
+        "for certified, it is not",
+    ),
+}

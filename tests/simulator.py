@@ -1,0 +1,793 @@
+"""A street in memory: meters, authorities, a hostile broker, liars, and one seed.
+
+Each node is the real core on the real store (`tests.sim_nodes`). The network, the clocks, the cards
+and the liars are ours, every choice comes from one seed, and an oracle that sees all of it
+(`tests.sim_oracle`) tells at every step whether what DESIGN.md claims holds. A seed that fails can
+be played again:
+
+    python -m tests.simulator SEED
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+from collections import Counter, deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nacl.signing import VerifyKey
+
+from meterd.authority import gossip, witness
+from meterd.authority.attestation import prove
+from meterd.authority.certificate import (
+    open_receipt,
+    seals_evidence,
+    verify_receipt,
+    votes_evidence,
+)
+from meterd.authority.effects import Received, Sealed, Tick
+from meterd.device import store
+from meterd.errors import AbsentError, BlockRejectedError
+from meterd.ledger.account import Genesis, Meter, Node
+from meterd.ledger.block import decode_block
+from meterd.ledger.encoding import digest, seal, take_apart
+from meterd.ledger.order import Change, Interval, Order, RosterChange, spell
+from tests.sim_nodes import GAP, START_S, LightMeter, SimMeter, SimNode, key_of, true_uj
+from tests.sim_oracle import Oracle, Refuted, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TICK_MS = 100
+HEAL_MS = 60_000  # after healing all is certified within so long
+REMEMBERED_MAX = 3000  # messages that the broker can play again
+DISTRIBUTOR = "grid-co"
+
+# Bounds so small that a short run meets them; nothing but effort may depend on their size.
+SMALL: tuple[tuple[Any, str, int], ...] = (
+    (witness, "HASHES_KEPT", 6),
+    (store, "HASHES_KEPT", 6),
+    (store, "BLOCKS_BYTES_MAX", 1500),
+    (store, "BATCHES_AT_ONCE", 20),
+    (gossip, "WAITING_MAX", 2),
+    (gossip, "BLOCKS_ASKED_MAX", 5),
+    (gossip, "BATCHES_ASKED_MAX", 20),
+    (gossip, "LEAVES_MAX", 4),
+    (gossip, "ASKED_MAX", 2),
+    (gossip, "CLAIMS_MAX", 2),
+)
+
+
+def _remember_signatures() -> None:
+    """Verify each signature once for the whole street: it changes no answer, and saves minutes."""
+    real = VerifyKey.verify
+    if getattr(real, "remembers", False):
+        return
+
+    @lru_cache(maxsize=1 << 16)
+    def known(key: bytes, message: bytes, signature: bytes) -> bytes:
+        return real(VerifyKey(key), message, signature)
+
+    def verify(self: VerifyKey, smessage: bytes, signature: bytes | None = None, **_: Any) -> bytes:  # noqa: ANN401 - as the library has it
+        assert signature is not None
+        return known(bytes(self), smessage, signature)
+
+    verify.remembers = True  # type: ignore[attr-defined]
+    VerifyKey.verify = verify  # type: ignore[method-assign, assignment]
+
+
+@contextmanager
+def _bounds(small: bool) -> Iterator[None]:
+    before = [(module, name, getattr(module, name)) for module, name, _ in SMALL]
+    for module, name, value in SMALL if small else ():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+class Step(NamedTuple):
+    """One thing that a hand-written plan does.
+
+    Attributes:
+        at_ms: When.
+        what: Name of a method of `World` that plays it.
+        values: Its arguments.
+    """
+
+    at_ms: int
+    what: str
+    values: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run plays.
+
+    Attributes:
+        seed: Where every choice comes from.
+        voters: How many authorities.
+        meters: How many of them, the first, have a meter too.
+        light: How many meters have no node of their own.
+        spares: How many nodes do not vote yet.
+        seconds: Simulated seconds before the healing.
+        drop: Share of messages that are lost.
+        late: Share of messages that come seconds later.
+        liars: Indexes of two-faced authorities.
+        forkers: Indexes of meters that seal two histories.
+        forking: How readily.
+        crashes: How many crashes at a random effect.
+        restored: Indexes of nodes whose card is put back to an older state.
+        partitions: How many times the street is cut in two.
+        broker_deaths: How many times nothing gets through at all.
+        jumps: How many times a node's clock goes wrong.
+        changes: How the roster changes: voters that go, and spares that come, each time.
+        order_forks: Whether the distributor orders two things at one height.
+        replays: How many times the broker plays again what it remembers.
+        haunts: Share of starts at which the broker plays old answers, and nothing else.
+        forgeries: How many forged seals, and evidence against the honest.
+        shy: Whether the first face of a liar attests no order.
+        turns: How many times liars turn to other halves of the street.
+        sister: Whether messages of a network with the same keys are played here.
+        small: Whether bounds are so small that they matter.
+        script: What happens besides, and when.
+    """
+
+    seed: int
+    voters: int = 4
+    meters: int = 2
+    light: int = 0
+    spares: int = 0
+    seconds: int = 12
+    drop: float = 0.1
+    late: float = 0.0
+    liars: tuple[int, ...] = ()
+    forkers: tuple[int, ...] = ()
+    forking: float = 0.3
+    crashes: int = 2
+    restored: tuple[int, ...] = ()
+    partitions: int = 1
+    broker_deaths: int = 1
+    jumps: int = 1
+    changes: tuple[tuple[int, int], ...] = ()
+    order_forks: bool = False
+    replays: int = 0
+    haunts: float = 0.0
+    forgeries: int = 0
+    shy: bool = False
+    turns: int = 0
+    sister: bool = False
+    small: bool = False
+    script: tuple[Step, ...] = ()
+
+
+def plan_of(seed: int) -> Plan:
+    """Return the plan that a seed draws; in one of twelve more may lie than the design allows."""
+    draw = random.Random(f"plan {seed}")
+    voters = draw.choice((1, 2, 3, 4, 4, 4, 5, 5, 7, 10))
+    faulty = faults(voters)
+    if draw.random() < 1 / 12:
+        faulty = draw.randint(faulty, voters - 1)
+    liars = draw.randint(0, faulty)
+    restored = draw.randint(0, faulty - liars)
+    meters = draw.randint(1, min(voters, 4))
+    forks = draw.random() < 0.5
+    changes: tuple[tuple[int, int], ...] = ()
+    if voters >= 3 and draw.random() < 0.35:
+        changes = draw.choice((((1, 0),), ((0, 1),), ((1, 1),), ((2, 2),), ((1, 1), (1, 1))))
+    return Plan(
+        seed=seed,
+        voters=voters,
+        meters=meters,
+        light=draw.choice((0,) * 10 + (3, 12)) if voters <= 5 else 0,
+        spares=3 if changes else 0,
+        seconds=draw.randint(6, 14),
+        drop=draw.choice((0.0, 0.1, 0.3)),
+        late=draw.choice((0.0, 0.0, 0.05)),
+        liars=tuple(range(voters - liars, voters)),
+        forkers=tuple(draw.sample(range(meters), draw.randint(1, meters))) if forks else (),
+        forking=draw.choice((0.1, 0.4)),
+        crashes=draw.randint(0, 5),
+        restored=tuple(draw.sample(range(voters - liars), restored)),
+        partitions=draw.randint(0, 3),
+        broker_deaths=draw.randint(0, 1),
+        jumps=draw.randint(0, 2),
+        changes=changes,
+        order_forks=bool(changes) and draw.random() < 0.15,
+        replays=draw.choice((0, 0, 3)),
+        haunts=draw.choice((0.0, 0.0, 0.7)),
+        forgeries=draw.choice((0, 0, 4)),
+        shy=draw.random() < 0.5,
+        turns=draw.choice((0, 0, 2)) if liars else 0,
+        sister=draw.random() < 0.08,
+        small=draw.random() < 0.25,
+    )
+
+
+class Message(NamedTuple):
+    """What the broker has seen."""
+
+    sender: str
+    topic: str
+    data: bytes
+
+
+class World:
+    """The street.
+
+    Attributes:
+        plan: What is played in it.
+        nodes: Every node by name; of a liar the first face.
+        oracle: Who knows what must hold.
+        counts: What happened how often.
+        forked: Meters, or the distributor, that did seal two histories.
+        ended: Whether the meters have stopped, so that the last block can be certified.
+    """
+
+    def __init__(self, plan: Plan, *, name: str = "street") -> None:
+        """Set the street up, with nobody started."""
+        _remember_signatures()
+        self.plan, self.tick_ms, self.now_ms = plan, 200, 0
+        self.random = random.Random(f"{name} {plan.seed}")
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self.names = [f"house-{at}" for at in range(plan.voters)]
+        self.spares = [f"spare-{at}" for at in range(plan.spares)]
+        self.genesis = self._found(name)
+        self.nodes: dict[str, SimNode] = {}
+        self.faces: dict[str, list[SimNode]] = {}
+        self.meters: dict[str, SimMeter] = {}
+        self.counts: Counter[str] = Counter()
+        self.forked = set[str]()
+        self.ended = self.healed = self.dead = False
+        self.halves: tuple[set[str], set[str]] | None = None
+        self.orders: list[bytes] = []
+        self.remembered: deque[Message] = deque(maxlen=REMEMBERED_MAX)
+        self.foreign: list[Message] = []
+        self._haunted: dict[str, int] = {}
+        self._sides: dict[str, int] = {}
+        self.oracle = Oracle(
+            self.genesis,
+            liars={self.names[at] for at in plan.liars},
+            sealers={self.names[at] for at in plan.forkers},
+            holders=self._holders,
+        )
+        for at, node_name in enumerate(self.names):
+            meter = None
+            if at < plan.meters:
+                meter = SimMeter(self, node_name, forks=at in plan.forkers)
+                self.meters[node_name] = meter
+            lies = at in plan.liars
+            node = self.nodes[node_name] = SimNode(self, node_name, meter, lies=lies)
+            if lies:
+                other = SimNode(self, node_name, None, face=1, lies=True)
+                self.faces[node_name] = [node, other]
+        for node_name in [*self.spares, DISTRIBUTOR]:
+            self.nodes[node_name] = SimNode(self, node_name, None)
+        self.light = [LightMeter(self, f"flat-{at}") for at in range(plan.light)]
+
+    def _found(self, name: str) -> Genesis:
+        flats = [f"flat-{at}" for at in range(self.plan.light)]
+        nodes = [_node(house, votes=1) for house in self.names]
+        nodes += [_node(other, votes=0) for other in (*self.spares, *flats)]
+        nodes.append(_node(DISTRIBUTOR, votes=0, role="distributor"))
+        meters = tuple(
+            Meter(
+                name=meter,
+                incarnation=1,
+                sealing_key=bytes(key_of(meter, "seal").verify_key),
+                fuse_ma=60_000,
+                nominal_mv=230_000,
+                mains_clamps=1,
+            )
+            for meter in (*self.names[: self.plan.meters], *flats)
+        )
+        return Genesis(
+            name=name, interval_s=1, zone="UTC", currency="EUR", nodes=tuple(nodes), meters=meters
+        )
+
+    def nonce(self) -> bytes:
+        """Draw 16 bytes."""
+        return self.random.randbytes(16)
+
+    def later(self, ms: int, action: Callable[[], None]) -> None:
+        """Do something after `ms`."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (self.now_ms + ms, self._sequence, action))
+
+    def _holders(self, chain: tuple[str, int], height: int, block_hash: bytes) -> int:
+        return sum(
+            node.honest and node.hash_of(chain, height) == block_hash
+            for node in self.nodes.values()
+        )
+
+    # --- the broker ---------------------------------------------------------------------------
+
+    def publish(self, node: SimNode, topic: str, message: bytes) -> None:
+        """Carry what a node says to whom it is for."""
+        self.remembered.append(Message(node.name, topic, message))
+        self._spread(node.name, topic, message, face=node.face)
+
+    def _spread(self, sender: str, topic: str, message: bytes, face: int | None = None) -> None:
+        to = topic.partition("/")[2]
+        for name in self.nodes:
+            if name != sender and (not to or to == name):
+                self.post(sender, name, message, face=face)
+
+    def post(self, sender: str, to: str, message: bytes, face: int | None = None) -> None:
+        """Carry a message, or lose it; `face` is the sender's if it has two."""
+        draw = self.random
+        if self.dead or (not self.healed and draw.random() < self.plan.drop):
+            self.counts["lost"] += 1
+            return
+        halves = self.halves if sender in self.nodes else None
+        if halves and not any({sender, to} <= half for half in halves):
+            self.counts["cut"] += 1
+            return
+        if self.now_ms < self._haunted.get(to, 0) and sender not in self.faces:
+            return
+        target = self._face(sender, to, face)
+        if target is None:
+            return
+        for _ in range(2 if draw.random() < 0.1 else 1):
+            ms = draw.randint(1, 150)
+            if not self.healed and draw.random() < self.plan.late:
+                ms = draw.randint(500, 4000)
+            self.later(ms, lambda: target.feed(Received(sender, message)))
+
+    def side(self, name: str) -> int:
+        """Return which face of every liar a node sees."""
+        if name not in self._sides:
+            self._sides[name] = self.random.randint(0, 1)
+        return self._sides[name]
+
+    def _face(self, sender: str, to: str, face: int | None) -> SimNode | None:
+        """Return who gets it: a liar has a face for either half of the street."""
+        if sender in self.faces and face is not None:
+            if to in self.faces:
+                return self.faces[to][face]
+            if self.side(to) != face:
+                return None
+        if to in self.faces:
+            return self.faces[to][self.side(sender)]
+        return self.nodes[to]
+
+    # --- what goes wrong ----------------------------------------------------------------------
+
+    def crash(self, name: str, effects: int = -1) -> None:
+        """Let power, or the peer process alone, fail after so many more effects."""
+        node = self.nodes[name]
+        if node.gossip is not None and not self.healed:
+            node.power = self.random.random() < 0.7
+            node.crash_at = self.random.randint(0, 12) if effects < 0 else effects
+
+    def image(self, name: str) -> None:
+        """Copy a card."""
+        self.nodes[name].image()
+
+    def restore(self, name: str) -> None:
+        """Put an older card in."""
+        if not self.healed:
+            self.nodes[name].restore()
+
+    def cut(self, ms: int = 0, half: tuple[str, ...] = ()) -> None:
+        """Cut the street in two for a while: at random, or between the faces of the liars."""
+        names = list(self.nodes)
+        if not half and self.faces and self.random.random() < 0.5:
+            half = tuple(name for name in names if self.side(name) == 0)
+        elif not half:
+            self.random.shuffle(names)
+            half = tuple(names[: self.random.randint(1, len(names))])
+        liars = set(self.faces) if self.random.random() < 0.7 else set[str]()  # they are everywhere
+        one = set(half) | liars
+        self.halves = (one, set(self.nodes) - set(half) | liars)
+        self.later(ms or self.random.randint(500, 4000), self.mend)
+
+    def mend(self) -> None:
+        """End a cut."""
+        self.halves = None
+
+    def kill_broker(self) -> None:
+        """Let nothing through for a while."""
+        self.dead = True
+        self.later(self.random.randint(500, 3000), self._revive)
+
+    def _revive(self) -> None:
+        self.dead = False
+
+    def jump(self, name: str) -> None:
+        """Let a node's clock go wrong; whether it knows is drawn."""
+        if not self.healed:
+            node = self.nodes[name]
+            node.synchronised = self.random.random() < 0.3
+            node.offset_s = self.random.choice((-3600, 3600, 86_400))
+
+    def turn(self) -> None:
+        """Let each liar show its other face to some."""
+        for name in self.nodes:
+            if self.random.random() < 0.3:
+                self._sides[name] = 1 - self.side(name)
+
+    def show(self, names: tuple[str, ...]) -> None:
+        """Let liars show their first face to these, and the other to the rest."""
+        self._sides = {name: int(name not in names) for name in self.nodes}
+
+    def deafen(self, names: tuple[str, ...], ms: int) -> None:
+        """Let nothing but what liars say reach some nodes for a while."""
+        for name in names:
+            self._haunted[name] = self.now_ms + ms
+
+    def let_fork(self, name: str) -> None:
+        """Let a meter seal two histories from now on."""
+        self.meters[name].forking = 1.0
+
+    def replay(self) -> None:
+        """Play again some of what was said."""
+        old = list(self.remembered)
+        for message in self.random.sample(old, min(30, len(old))):
+            self._spread(message.sender, message.topic, message.data)
+
+    def replay_foreign(self) -> None:
+        """Play what the sister network said of itself."""
+        for message in self.foreign:
+            if message.topic in ("attest", "block", "evidence") or self.random.random() < 0.05:
+                self._spread(message.sender, message.topic, message.data)
+
+    def haunt(self, node: SimNode) -> None:
+        """At a start: keep the honest from a node, and play it the answers of earlier starts."""
+        if self.healed or self.random.random() >= self.plan.haunts:
+            return
+        self._haunted[node.name] = self.now_ms + self.random.randint(1000, 4000)
+        old = [message for message in self.remembered if message.topic == f"answer/{node.name}"]
+        for at, message in enumerate(old[-400:]):
+            sender, data = message.sender, message.data
+            for ms in (30 + at, 600 + at):
+                self.later(ms, lambda s=sender, d=data: node.feed(Received(s, d)))  # type: ignore[misc]
+
+    def forge(self) -> None:
+        """Send blocks that their meter did not seal, and evidence against who did nothing."""
+        draw = self.random
+        sender = draw.choice(list(self.faces) or list(self.nodes))
+        honest = [meter for meter in self.meters.values() if not meter.forks and meter.sealed]
+        if honest:
+            real = draw.choice(draw.choice(honest).sealed)
+            parts = take_apart(real)
+            block = decode_block(parts.payload)._replace(fingerprint=digest(self.nonce()))
+            forged = seal(block.encode(), key_of("nobody", "seal"), self.genesis.hash)
+            at = forged.index(take_apart(forged).kid)
+            forged = forged[:at] + parts.kid + forged[at + len(parts.kid) :]
+            self._spread(sender, "block", forged)
+            self._spread(sender, "evidence", seals_evidence(real, forged))
+            self._spread(sender, "evidence", seals_evidence(real, real))
+        self._slander(sender)
+
+    def _slander(self, sender: str) -> None:
+        """Say that an authority which attested a block and then a later one signed two."""
+        for (_, chain), votes in list(self.oracle.votes.items()):
+            ordered = sorted(votes, key=lambda vote: vote[1].height)
+            for one, other in list(pairwise(ordered))[-1:]:
+                links, here = [], other[1].block_hash
+                for _ in range(other[1].height - one[1].height):
+                    link = self.oracle.links.get(here)
+                    if link is None:
+                        break
+                    links.append(link.payload)
+                    here = link.previous
+                proofs = [
+                    (prove(batch, batch.leaves.index(leaf)), leaf) for batch, leaf in (one, other)
+                ]
+                evidence = votes_evidence(proofs[0], proofs[1], links[::-1])
+                if chain[0] in self.meters and self.random.random() < 0.5:
+                    self._spread(sender, "evidence", evidence)
+
+    # --- orders -------------------------------------------------------------------------------
+
+    def change_roster(self, go: tuple[str, ...], come: tuple[str, ...]) -> None:
+        """Let the distributor take the vote from some, and give it to others."""
+        committee = self.oracle.proven.committee
+        nodes = [
+            replace(node, votes=1 if node.name in come else 0 if node.name in go else node.votes)
+            for node in self.oracle.proven.nodes.values()
+        ]
+        self.order(RosterChange(committee.epoch + 1, tuple(nodes)))
+
+    def _change_some(self, go: int, come: int) -> None:
+        draw, committee = self.random, self.oracle.proven.committee
+        voters = [name for name, _ in committee.voters]
+        others = [name for name in (*self.names, *self.spares) if name not in voters]
+        going = draw.sample(voters, min(go, len(voters) - 1))
+        coming = draw.sample(others, min(come, len(others)))
+        self.change_roster(tuple(going), tuple(coming))
+
+    def order(self, change: Change) -> None:
+        """Let the distributor order `change`, once all before it is in force."""
+        if len(self.orders) > self.oracle.proven.head.height:
+            return
+        sealed = self._sign_order(change)
+        self.orders.append(sealed)
+        if self.plan.order_forks:
+            self.oracle.sealers.add(DISTRIBUTOR)
+            self.forked.add(DISTRIBUTOR)
+            twin = self._sign_order(Interval(1))
+            for name in self.nodes:
+                self.post(DISTRIBUTOR, name, twin if self.side(name) else sealed)
+        self._say_order(sealed)
+
+    def _sign_order(self, change: Change) -> bytes:
+        kind, body = spell(change)
+        head = self.oracle.proven.head
+        order = Order(
+            genesis=self.genesis.hash,
+            distributor=DISTRIBUTOR,
+            incarnation=1,
+            height=head.height + 1,
+            previous=head.order_hash,
+            time_s=START_S + self.now_ms // 1000,
+            effective_from_s=0,
+            kind=kind,
+            body=body,
+        )
+        payload = order.encode()
+        self.oracle.sealed(payload)
+        return seal(payload, key_of(DISTRIBUTOR, "seal"), self.genesis.hash)
+
+    def _say_order(self, sealed: bytes) -> None:
+        node = self.nodes[DISTRIBUTOR]
+        if node.gossip is None:
+            self.later(500, lambda: self._say_order(sealed))
+        node.feed(Sealed(sealed))
+
+    # --- the play -----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Play the plan.
+
+        Raises:
+            Refuted: A claim does not hold.
+        """
+        plan = self.plan
+        if plan.sister:
+            sister = World(
+                Plan(plan.seed, plan.voters, plan.meters, seconds=3, drop=0.0, partitions=0,
+                     crashes=0, broker_deaths=0, jumps=0),
+                name="sister",
+            )  # fmt: skip
+            sister.start()
+            sister.play(3000)
+            self.foreign = list(sister.remembered)
+        with _bounds(plan.small):
+            self.start()
+            self._arrange()
+            length_ms = plan.seconds * 1000
+            self.play(length_ms)
+            self._heal()
+            self.play(length_ms + 3000)
+            self.ended = True
+            self.play(length_ms + 3000 + HEAL_MS, until=self._all_certified)
+            self._judge()
+
+    def start(self) -> None:
+        """Start everybody."""
+        for name, node in self.nodes.items():
+            for one in self.faces.get(name, [node]):
+                one.start()
+                self._tick(one)
+        for meter in self.meters.values():
+            self._each_second(meter)
+        for at, light in enumerate(self.light):
+            self.later(1000 + 37 * at % 1000, lambda light=light: self._turn_light(light))  # type: ignore[misc]
+
+    def _arrange(self) -> None:
+        """Draw when what goes wrong."""
+        plan, draw = self.plan, self.random
+        length_ms = plan.seconds * 1000
+        honest = [name for name, node in self.nodes.items() if node.honest]
+        for _ in range(plan.crashes if honest else 0):
+            name = draw.choice(honest)
+            self.later(draw.randint(500, length_ms), lambda name=name: self.crash(name))  # type: ignore[misc]
+        for at in plan.restored:
+            self._arrange_restore(self.names[at], length_ms)
+        for times, what in (
+            (plan.partitions, self.cut),
+            (plan.broker_deaths, self.kill_broker),
+            (plan.replays, self.replay),
+            (plan.forgeries, self.forge),
+            (plan.turns, self.turn),
+            (int(plan.sister) * 2, self.replay_foreign),
+        ):
+            for _ in range(times):
+                self.later(draw.randint(500, length_ms), what)
+        for _ in range(plan.jumps):
+            name = draw.choice(list(self.nodes))
+            self.later(draw.randint(0, length_ms), lambda name=name: self.jump(name))  # type: ignore[misc]
+        for at, (go, come) in enumerate(plan.changes, start=1):
+            at_ms = length_ms * at // (len(plan.changes) + 1)
+            self.later(at_ms, lambda go=go, come=come: self._change_some(go, come))  # type: ignore[misc]
+            if draw.random() < 0.6:  # what is awkward comes together
+                self.later(at_ms + draw.randint(0, 600), self.cut)
+                name = draw.choice(honest or list(self.nodes))
+                self.later(at_ms + draw.randint(0, 600), lambda name=name: self.crash(name))  # type: ignore[misc]
+        for step in plan.script:
+            play = getattr(self, step.what)
+            self.later(step.at_ms, lambda play=play, step=step: play(*step.values))  # type: ignore[misc]
+
+    def _arrange_restore(self, name: str, length_ms: int) -> None:
+        draw, node = self.random, self.nodes[name]
+        early = draw.randint(500, length_ms // 2)
+        late = draw.randint(early + 500, length_ms)
+        self.later(early, node.image)
+        if draw.random() < 0.6:  # a start in between, whose answers can be played again
+            self.later(draw.randint(early, (early + late) // 2), lambda: self.crash(name))
+        self.later(late, lambda: self.restore(name))
+
+    def play(self, end_ms: int, until: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass up to `end_ms`, or until `until` says so."""
+        turn = 0
+        while self._queue and self._queue[0][0] <= end_ms:
+            turn += 1
+            if turn % 64 == 0 and until():
+                return
+            self.now_ms, _, action = heapq.heappop(self._queue)
+            action()
+
+    def _tick(self, node: SimNode) -> None:
+        node.feed(Tick())
+        self.later(TICK_MS, lambda: self._tick(node))
+
+    def _each_second(self, meter: SimMeter) -> None:
+        node = self.nodes[meter.name]
+        if self.ended:
+            meter.ask(node)
+        elif self.now_ms and (node.gossip is not None or not node.power):
+            meter.measure()
+            meter.seal(node)
+        self.later(1000, lambda: self._each_second(meter))
+
+    def _turn_light(self, light: LightMeter) -> None:
+        light.turn()
+        self.later(1000 if len(self.light) <= 20 else 3000, lambda: self._turn_light(light))
+
+    def _heal(self) -> None:
+        self.healed, self.halves, self.dead = True, None, False
+        self._haunted.clear()
+        for node in self.nodes.values():
+            node.crash_at = None
+            node.offset_s, node.synchronised = 0, True
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _honest_chains(self) -> list[tuple[str, list[bytes]]]:
+        meters = [
+            (meter.name, meter.sealed)
+            for meter in self.meters.values()
+            if not meter.forks
+            and not self.nodes[meter.name].lies
+            and meter.name not in self.oracle.convicted  # its card was put back, it sealed anew
+        ]
+        return meters + [(light.name, light.sealed) for light in self.light]
+
+    def _all_certified(self) -> bool:
+        for name, sealed in self._honest_chains():
+            for node in self.nodes.values():
+                if not node.honest:
+                    continue
+                if node.gossip is None:
+                    return False
+                held = node.gossip.chains.get((name, 1))
+                if sealed and (held is None or held.certified < len(sealed)):
+                    return False
+            if name in self.meters and not self.meters[name].may_seal:
+                return False
+        return True
+
+    def _judge(self) -> None:
+        self.counts["blocks"] = sum(len(sealed) for _, sealed in self._honest_chains())
+        if not self.oracle.within:
+            self.counts["beyond"] += 1
+            return
+        if not self._all_certified() and not self.plan.order_forks:
+            raise Refuted(f"not all is certified {HEAL_MS} ms after healing: {self._state()}")
+        for name, sealed in self._honest_chains():
+            self._judge_energy(name, sealed)
+
+    def judge_receipts(self) -> None:
+        """Check that honest nodes can show to a stranger what they hold as certified.
+
+        Raises:
+            Refuted: One cannot.
+        """
+        if not self.oracle.within:
+            return
+        draw = self.random
+        honest = [node for node in self.nodes.values() if node.honest and node.gossip is not None]
+        for node in draw.sample(honest, min(2, len(honest))):
+            core = node.gossip
+            assert core is not None
+            for (name, incarnation), held in core.chains.items():
+                if name not in self.meters or not held.certified:
+                    continue
+                height = draw.randint(1, held.certified)
+                try:
+                    receipt = node.store.receipt((name, incarnation), height, core.roster)
+                    opened = open_receipt(receipt.encode())
+                    verify_receipt(opened, self.genesis)
+                except (AbsentError, BlockRejectedError) as error:
+                    raise Refuted(f"{node.name}: receipt of {name}/{height}: {error}") from error
+
+    def _state(self) -> str:
+        heights = {name: len(sealed) for name, sealed in self._honest_chains()}
+        waiting = [meter.name for meter in self.meters.values() if not meter.may_seal]
+        lines = [f"sealed {heights}, liars {sorted(self.oracle.liars)}, may not seal {waiting}"]
+        for node in self.nodes.values():
+            if node.gossip is None:
+                lines.append(f"{node.name} is down")
+                continue
+            chains = {
+                chain[0]: (held.height, held.certified, held.frozen)
+                for chain, held in node.gossip.chains.items()
+            }
+            core = node.gossip
+            lines.append(
+                f"{node.name} honest={node.honest} booted={core.booted} epoch={core.epoch} {chains}"
+            )
+        return "\n".join(lines)
+
+    def _judge_energy(self, name: str, sealed: list[bytes]) -> None:
+        """Check that what is certified is what flowed, but for what is declared as not measured."""
+        before_uj, before_s = 0, 0
+        for height, message in enumerate(sealed, start=1):
+            payload = take_apart(message).payload
+            block = decode_block(payload)
+            here = f"block {height} of {name}"
+            if digest(payload) not in self.oracle.certified.get((name, 1, height), ()):
+                if self.plan.order_forks:
+                    continue
+                raise Refuted(f"{here} is not the certified one")
+            flowed = sum(true_uj(name, second) for second in range(block.start_s, block.end_s))
+            counted = block.energy[0].last_uj - block.energy[0].first_uj
+            if block.energy[0].first_uj != before_uj or (height > 1 and block.start_s != before_s):
+                raise Refuted(f"{here} does not go on where the one before ended")
+            if counted != (0 if block.flags & GAP else flowed):
+                raise Refuted(f"{here} counts {counted} uJ, {flowed} flowed")
+            before_uj, before_s = block.energy[0].last_uj, block.end_s
+
+
+def _node(name: str, *, votes: int, role: str = "meter") -> Node:
+    return Node(
+        name=name,
+        role=role,
+        sealing_key=bytes(key_of(name, "seal").verify_key),
+        voting_key=bytes(key_of(name, "vote").verify_key),
+        votes=votes,
+    )
+
+
+def play(plan: Plan) -> World:
+    """Play a plan, and return the street as it is then.
+
+    Raises:
+        Refuted: A claim does not hold.
+    """
+    world = World(plan)
+    world.run()
+    return world
+
+
+def main() -> int:
+    """Play the seeds that are named."""
+    for text in sys.argv[1:]:
+        plan = plan_of(int(text))
+        print(plan)
+        print(dict(play(plan).counts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
