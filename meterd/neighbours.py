@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from meterd.ledger.chain import Chain
 
 OUT_BLOCKS_MAX = 64  # in the outbox at once; the next follow as these are certified
+GRACE_MS = 30_000  # one says it holds more than a quorum does: it may be a liar, and may be right
 ASK_MS = 3000  # the boot question lies there anew so often, until it is answered
 CERTIFICATE_FILE = "certificate"  # the last one, so that a restart need not offer all blocks again
 CERTIFICATE_KEPT_MS = 60_000  # it is written so often at most: it can be had again
@@ -104,6 +105,8 @@ class Neighbours:
         self._orders_taken: list[bytes] = []
         self._asked_ms: int | None = None
         self._kept_ms: int | None = None
+        self._now_ms = 0
+        self._satisfied_ms: int | None = None
         self._waits = True
         self._search = HeadSearch(chain.meter, chain.meter, os.urandom(NONCE_BYTES))
         self._see_ended()
@@ -140,12 +143,16 @@ class Neighbours:
         if self.stopped:
             return self.stopped
         head = self._chain.head
-        if self._waits and self._search.satisfied(
-            self.roster, self._chain.incarnation, head.height
-        ):
-            self._waits = False
+        place = (self._chain.incarnation, head.height)
+        if self._waits and self._search.satisfied(self.roster, *place):
+            if self._satisfied_ms is None:
+                self._satisfied_ms = self._now_ms
+            late = self._now_ms - self._satisfied_ms >= GRACE_MS
+            self._waits = self._search.higher(*place) and not late
         if not self._waits:
             return ""
+        if self._satisfied_ms is not None:
+            return "a neighbour says that it holds a later block of this meter: it is waited for"
         needed = self._search.needed(self.roster)
         count = self._search.counting(self.roster, self._chain.incarnation, head.height)
         return f"{count} of {needed} neighbours have said what they hold of this meter"
@@ -163,6 +170,7 @@ class Neighbours:
 
     def turn(self, now_ms: int) -> None:
         """Ask again what is not answered, and refill the outbox."""
+        self._now_ms = now_ms
         if self._outbox is None:
             return
         if self._waits and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):

@@ -283,7 +283,8 @@ class Peer:
         for letter in sorted(self._outbox.read()):
             there.add(letter.name)
             mark = digest(letter.data)
-            if self._offered.get(letter.name) == mark and letter.kind != "question":
+            known = self._offered.get(letter.name) == mark and letter.kind != "question"
+            if known and not self._lacks(letter.name):
                 continue
             self._offered[letter.name] = mark
             if letter.kind == "block":
@@ -293,6 +294,13 @@ class Peer:
                 self._put(Asked(self._name, nonce, int.from_bytes(height, "big")))
                 self._outbox.remove(letter.name)
         self._offered = {name: mark for name, mark in self._offered.items() if name in there}
+
+    def _lacks(self, name: str) -> bool:
+        """Say whether a block that was offered before was dropped: those before it had to come."""
+        height = name.partition("-")[2]
+        enrolled = self.gossip.roster.newest(self._name)
+        held = self.gossip.chains.get((self._name, enrolled.incarnation)) if enrolled else None
+        return height.isdecimal() and held is not None and held.height < int(height)
 
     async def _work(self) -> None:
         while not self._stopping:

@@ -65,6 +65,13 @@ class HeadSearch:
             if roster.committee.has(voter)
         )
 
+    def higher(self, incarnation: int, height: int) -> bool:
+        """Say whether any answer tells of more than the meter holds: true, or a liar's."""
+        return any(
+            (answer.incarnation, answer.height) > (incarnation, height)
+            for answer in self.answers.values()
+        )
+
     def satisfied(self, roster: Roster, incarnation: int, height: int) -> bool:
         """Say whether a meter that holds its chain up to `height` may seal the next block."""
         return self.counting(roster, incarnation, height) >= self.needed(roster)
