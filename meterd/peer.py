@@ -65,7 +65,10 @@ if TYPE_CHECKING:
 STATE_DEFAULT = Path("/var/lib/meterd")
 EVENTS_WAITING_MAX = 8192  # messages that no turn has taken: past it the newest are dropped
 EVENTS_AT_ONCE = 256  # taken in one turn, with one sync
-TURN_S = 0.1
+TURN_S = 0.1  # between two ticks while something waits for its time, or for an answer
+IDLE_S = 0.5  # ... and while nothing does
+KEPT_S_MAX = 0.5  # what nothing rests on is kept within so long
+RECORDS_KEPT_MAX = 2048
 OUTBOX_S = 1.0
 SHOWN_S = 2.0
 PEER_FILE = "peer.json"
@@ -103,6 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
         peer.close()
     sys.stderr.flush()
     return 0
+
+
+def _rests_on_store(effect: Effect) -> bool:
+    """Say whether an effect must not be done before all is durable, or reads what is kept."""
+    if isinstance(effect, Send):
+        return effect.topic in {"attest", "evidence"}
+    return isinstance(effect, (Load, SendBatches, SendEvidence, Accuse, Certify))
 
 
 class Peer:
@@ -163,6 +173,9 @@ class Peer:
         self._wake = asyncio.Event()
         self._stopping = False
         self._offered: dict[str, bytes] = {}
+        self._kept: list[Record] = []
+        self._kept_from_s = 0.0
+        self._timer_ms: int | None = None
         self._topics = f"m/{genesis.name}"
         self._urls = network.brokers
         self._brokers = [self._broker(url, settings) for url in network.brokers]
@@ -177,7 +190,7 @@ class Peer:
             certificate=paths[1] if tls else None,
             key=paths[2] if tls else None,
         )
-        topics = [f"{self._topics}/+/{kind}" for kind in ("block", "head", "attest", "digest")]
+        topics = [f"{self._topics}/+/{kind}" for kind in ("block", "attest", "digest")]
         topics += [f"{self._topics}/+/evidence", f"{self._topics}/+/fetch/{self._name}"]
         topics.append(f"{self._topics}/+/answer/{self._name}")
         status = f"{self._topics}/{self._name}/status"
@@ -246,7 +259,8 @@ class Peer:
             others.append(tasks.create_task(self._beat(), name="beat"))
             self._manager.ready()
             await self._work()
-            self._perform(self.gossip.step(Stopping(), self._now()))
+            await self._perform(self.gossip.step(Stopping(), self._now()))
+            await self._keep()
             for task in others:
                 task.cancel()
         loop.remove_reader(bell)
@@ -275,7 +289,11 @@ class Peer:
                 self._show()
             self._put(Tick())
             self._manager.watchdog()
-            await asyncio.sleep(TURN_S)
+            await asyncio.sleep(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Return how long to sleep until the next tick; batches have a timer of their own."""
+        return TURN_S if self.gossip.busy or self._kept else IDLE_S
 
     def _read_outbox(self) -> None:
         """Take what the meter process offers; each once, since it lies there until certified."""
@@ -311,19 +329,38 @@ class Peer:
                 now = self._now()
                 for _ in range(min(len(self._events), EVENTS_AT_ONCE)):
                     effects += self.gossip.step(self._events.popleft(), now)
-                self._perform(effects)
+                await self._perform(effects)
+                self._set_timer()
                 await asyncio.sleep(0)
+
+    def _set_timer(self) -> None:
+        """Wake for the next batch; the beat may be asleep for longer."""
+        due_ms = self.gossip.batch_ms
+        if due_ms is not None and due_ms != self._timer_ms:
+            self._timer_ms = due_ms
+            left_s = due_ms / 1000 - time.monotonic_ns() / 1_000_000_000
+            asyncio.get_running_loop().call_later(max(left_s, 0), self._put, Tick())
 
     # --- effects ----------------------------------------------------------------------------
 
-    def _perform(self, effects: list[Effect]) -> None:
-        """Keep what has to be kept, in one transaction; then do the rest, in order."""
-        records: list[Record] = []
+    async def _perform(self, effects: list[Effect]) -> None:
+        """Keep what has to be kept, in one transaction; then do the rest, in order.
+
+        What others signed, and nothing of ours rests on yet, waits a moment for the next
+        transaction: lost with the process, it is as if it had not come, and comes again.
+        """
+        now_s = time.monotonic()
         for effect in effects:
             if isinstance(effect, Persist):
-                records += effect.records
-        if records:
-            self._store.perform(records)
+                if not self._kept:
+                    self._kept_from_s = now_s
+                self._kept += effect.records
+        if self._kept and (
+            any(map(_rests_on_store, effects))
+            or len(self._kept) >= RECORDS_KEPT_MAX
+            or now_s - self._kept_from_s >= KEPT_S_MAX
+        ):
+            await self._keep()
         for effect in effects:
             match effect:
                 case Persist():
@@ -352,6 +389,12 @@ class Peer:
                     self._inbox.ring()
                 case Tell():
                     self._tell(effect)
+
+    async def _keep(self) -> None:
+        """Make durable what is kept; the loop reads on meanwhile: cards stall for seconds."""
+        records, self._kept = self._kept, []
+        if records:
+            await asyncio.to_thread(self._store.perform, records)
 
     def _publish(self, topic: str, message: bytes, *, retain: bool = False) -> None:
         for broker in self._brokers:

@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from meterd.ledger.account import Genesis
     from meterd.ledger.encoding import Sealed as Parts
 
+HEADS_IN_TURN = 64  # in each digest besides those that have grown: in a street, all of them
 WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
 BATCHES_WAITING_MAX = 8
 STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
@@ -310,6 +311,7 @@ class Gossip:
         self.counts: dict[str, int] = {}
         self.refused: list[tuple[str, int, str]] = []
         self._dirty: dict[ChainId, None] = {}
+        self._grown: dict[ChainId, None] = {}
         self._waiting: set[ChainId] = set()
         self._behind: set[ChainId] = set()
         self._batch_ms: int | None = None
@@ -410,6 +412,16 @@ class Gossip:
         effects += self._out
         self._out.clear()
         return effects
+
+    @property
+    def busy(self) -> bool:
+        """Whether the next tick has something to do besides a batch or a digest."""
+        return bool(self._waiting or self._behind or (self.votes and not self.booted))
+
+    @property
+    def batch_ms(self) -> int | None:
+        """When the next batch is to be signed, by the clock of `Now`; None if nothing is new."""
+        return self._batch_ms
 
     def _jitter(self, ms: int) -> int:
         """Return a number below `ms` that differs from node to node and from time to time."""
@@ -679,6 +691,7 @@ class Gossip:
     ) -> None:
         """Keep one more block, and see what follows from it."""
         held.grow(block_hash, epoch)
+        self._grown[held.chain_id] = None
         held.checks &= checks
         self._records.append(
             PutBlocks(
@@ -986,8 +999,8 @@ class Gossip:
                     self._close(committee.epoch)
             if self.roster.committee.epoch <= self.epoch:
                 return
-            keys = [key_id(key) for _, key in self.committee.voters]
-            if sum((self.epoch, kid) in self._closed for kid in keys) < self.committee.quorum:
+            kids = self.committee.kids
+            if sum((self.epoch, kid) in self._closed for kid in kids) < self.committee.quorum:
                 return
             self.epoch += 1
             self._records.append(PutEpoch(self.epoch))
@@ -1085,7 +1098,7 @@ class Gossip:
             (self.epoch - 1, kid) in self._closed
             and kid not in held.ahead
             and kid not in held.foreign
-            for kid in (key_id(key) for _, key in before.voters)
+            for kid in before.kids
         )
         return adopted >= before.quorum
 
@@ -1443,14 +1456,15 @@ class Gossip:
         self._records.append(PutCounters(tuple(self._counters.items())))
 
     def _send_digest(self) -> None:
-        chains = sorted(chain_id for chain_id, held in self.chains.items() if held.height)
+        fresh, self._grown = list(self._grown)[:HEADS_MAX], {}
+        chains = [chain_id for chain_id, held in self.chains.items() if held.height]
         if self._digest_at >= len(chains):
             self._digest_at = 0
-        turn = chains[self._digest_at : self._digest_at + HEADS_MAX]
-        self._digest_at += HEADS_MAX
+        turn = chains[self._digest_at : self._digest_at + HEADS_IN_TURN]
+        self._digest_at += HEADS_IN_TURN
         heads = tuple(
             (*chain_id, self.chains[chain_id].height, self.chains[chain_id].head_hash)
-            for chain_id in turn
+            for chain_id in dict.fromkeys([*fresh, *turn][:HEADS_MAX])
         )
         batches = tuple(
             (kid, last.number, last.batch_hash) for kid, last in self.sequences.items()

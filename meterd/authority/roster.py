@@ -10,6 +10,7 @@ time stays known, since a block is judged by the order that it names.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.errors import BlockRejectedError, EncodingError
@@ -64,7 +65,8 @@ def boot_answers(voters: int, *, votes: bool) -> int:
     return 0 if voters == 1 else max(needed - 1, voters - needed + 1)
 
 
-class Committee(NamedTuple):
+@dataclass(frozen=True)
+class Committee:
     """The voters of one epoch.
 
     Attributes:
@@ -89,7 +91,16 @@ class Committee(NamedTuple):
 
     def voter(self, kid: bytes) -> tuple[str, bytes] | None:
         """Return name and key of the voter with this key id, or None."""
-        return next((voter for voter in self.voters if key_id(voter[1]) == kid), None)
+        return self._by_kid.get(kid)
+
+    @cached_property
+    def _by_kid(self) -> dict[bytes, tuple[str, bytes]]:
+        return {key_id(voter[1]): voter for voter in self.voters}
+
+    @cached_property
+    def kids(self) -> tuple[bytes, ...]:
+        """The key ids of the voters."""
+        return tuple(self._by_kid)
 
     def has(self, name: str) -> bool:
         """Say whether `name` votes."""

@@ -58,7 +58,8 @@ CONNECT_S_MAX = 10.0  # TCP, TLS and CONNACK together; TCP has repeated itself t
 STEADY_S = 5.0  # a connection held for so long was no mistake
 BACKOFF_S_MIN, BACKOFF_S_MAX = 1.0, 60.0  # a street that lost its broker is back within a minute
 CLOSE_S_MAX = 1.0  # for the last acknowledgements, and once more for DISCONNECT
-MISC_S = 1.0  # how often paho looks at its keepalive
+MISC_S = 5.0  # how often paho looks at its keepalive
+READS_MAX = 256  # packets taken at one readiness of the socket
 
 _VERSIONS = {"5": mqtt.MQTTv5, "3.1.1": mqtt.MQTTv311}
 _PROTOCOL_ERROR, _UNSUPPORTED_VERSION = 130, 132  # reason codes (MQTT v5, 2.4)
@@ -461,7 +462,11 @@ class _Link:
     def _read(self) -> None:
         if self._lost.done():
             return
-        self._drive(self._client.loop_read)
+        for _ in range(READS_MAX):  # paho reads a packet at a time
+            before = len(self._arrived)
+            self._drive(self._client.loop_read)
+            if len(self._arrived) == before or self._lost.done():
+                break
         self._hand_on()
         line = self._client.socket()
         if isinstance(line, ssl.SSLSocket) and line.pending():

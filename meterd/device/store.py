@@ -96,7 +96,7 @@ def _refusing(path: str) -> Iterator[None]:
 
 
 class Store:
-    """One node's database. Not for two tasks at once."""
+    """One node's database. Not for two tasks at once, nor two threads."""
 
     def __init__(self, path: str, *, genesis: bytes, node: str) -> None:
         """Open the database, or make it; ":memory:" for one that is lost.
@@ -109,7 +109,9 @@ class Store:
         """
         self._path, self._genesis = path, genesis
         with _refusing(path):
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
+            self._db = sqlite3.connect(
+                path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
+            )
             self._begin(node)
         self._chains: dict[ChainId, int] = {
             (name, incarnation): number
