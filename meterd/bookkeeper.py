@@ -174,6 +174,7 @@ class Bookkeeper:
         self.storing = True
         self.waiting = ""  # why nothing is sealed yet: the boot rule is not answered
         self._cuts_waiting: list[tuple[Cut, Terms, Mapping[Register, int]]] = []
+        self._bridged = True
         self._losing = False  # rows of the open stretch are not stored, from some row on
         self.again: tuple[Decision, Reading, int] | None = None
         self._row_ms: int | None = None
@@ -215,7 +216,9 @@ class Bookkeeper:
                 for what, old, new in self.parameters.changes_from(before):
                     changes += [(f"{what} old", old), (f"{what} new", new)]
             self.event("parameters", (("record", self.parameters.encode()), *changes))
-        self._sums_before = closed.sums_now
+        begun = recovered.found.recovered
+        fresh = begun is not None and head.height == begun.height
+        self._sums_before = recovered.sums if fresh else closed.sums_now
         self._owed = closed.owed(self._terms)
         self.cutter = Cutter(
             interval_s=self._interval_s,
@@ -240,6 +243,7 @@ class Bookkeeper:
         self._sealer.hand_out()
         if self.placement.wall is not None and not self.placement.held and self._row_ms is not None:
             self._feed_stored(tuple(self.placement.walls))
+            self._bridged = not self._losing  # else the last stored row is not the last counted
             self._sealer.hand_out()
             if not self.log.whole:
                 self.log.reread(self._rows.stored)
@@ -309,7 +313,8 @@ class Bookkeeper:
         if decision.again and not self.waiting:
             self.again = (decision, reading, flags)
             return
-        self._count(reading, flags, wall)
+        bridged, self._bridged = self._bridged, True
+        self._count(reading, flags, wall, bridged=bridged)
 
     def feed_again(self) -> None:
         """Cut the rows since the last cut anew, from the card: where they lie is known now.

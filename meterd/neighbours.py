@@ -296,7 +296,8 @@ class Neighbours:
     def _take_evidence(self, data: bytes) -> None:
         """Somebody seals with our key: what this meter would seal nobody could tell from that."""
         accused = verify_evidence(data, self.roster)
-        if accused.chain == (self._chain.meter, self._chain.incarnation):
+        own = accused.chain == (self._chain.meter, self._chain.incarnation)
+        if own and accused.role == "meter":
             self.stopped = (
                 f"two blocks {accused.height} are sealed with this meter's key: sealing has "
                 "stopped; the distributor has to resolve it"

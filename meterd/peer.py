@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
     from meterd.authority.effects import Effect, Event, Record
     from meterd.config import NodeSettings
+    from meterd.device.store import Store
     from meterd.ledger.account import Genesis
 
 STATE_DEFAULT = Path("/var/lib/meterd")
@@ -70,6 +71,7 @@ IDLE_S = 0.5  # ... and while nothing does
 KEPT_S_MAX = 0.5  # what nothing rests on is kept within so long
 RECORDS_KEPT_MAX = 2048
 OUTBOX_S = 1.0
+OUTBOX_FILES_MAX = 128  # blocks lie there until they are certified, 64 of them; and questions
 SHOWN_S = 2.0
 PEER_FILE = "peer.json"
 STATUS_CONTEXT = "meterd/status/v1"
@@ -106,6 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
         peer.close()
     sys.stderr.flush()
     return 0
+
+
+def _status(name: str, *, online: bool) -> bytes:
+    return encode([STATUS_CONTEXT, name, int(online)])
 
 
 def _rests_on_store(effect: Effect) -> bool:
@@ -148,22 +154,27 @@ class Peer:
         self._manager = Manager()
         self._clock = SystemClock(settings.clock.trust)
         path = Path(network.store) if network.store else state / "peer.db"
-        self._store, damaged = open_store(path, genesis=genesis.hash, node=name)
-        if damaged:
-            log_event(logger, logging.ERROR, "store_damaged", reason=damaged)
-        self._store.begin_start()
         distributor = next(
             ((node.name, 1) for node in genesis.nodes if node.role == "distributor"), None
         )
-        self.gossip = Gossip(
-            genesis,
-            name,
-            key,
-            nonce=os.urandom(NONCE_BYTES),
-            snapshot=self._store.snapshot(key_id(bytes(key.verify_key)), distributor),
-            settings=Pace(tick_ms=network.tick_ms, digest_ms=network.digest_ms),
-            meter=name if settings.metered else "",
+
+        def go_on(store: Store) -> Gossip:
+            store.begin_start()
+            return Gossip(
+                genesis,
+                name,
+                key,
+                nonce=os.urandom(NONCE_BYTES),
+                snapshot=store.snapshot(key_id(bytes(key.verify_key)), distributor),
+                settings=Pace(tick_ms=network.tick_ms, digest_ms=network.digest_ms),
+                meter=name if settings.metered else "",
+            )
+
+        self._store, self.gossip, damaged = open_store(
+            path, genesis=genesis.hash, node=name, use=go_on
         )
+        if damaged:
+            log_event(logger, logging.ERROR, "store_damaged", reason=damaged)
         named = network.line or os.environ.get("RUNTIME_DIRECTORY", "")
         line = Path(named) if named else state / "line"
         self._outbox, self._inbox = Mailbox(line / OUTBOX), Mailbox(line / INBOX)
@@ -193,13 +204,13 @@ class Peer:
         topics = [f"{self._topics}/+/{kind}" for kind in ("block", "attest", "digest")]
         topics += [f"{self._topics}/+/evidence", f"{self._topics}/+/fetch/{self._name}"]
         topics.append(f"{self._topics}/+/answer/{self._name}")
-        status = f"{self._topics}/{self._name}/status"
+        self._status = f"{self._topics}/{self._name}/status"
         return Broker(
             address,
             client_id=f"{self._genesis.name}.{self._name}",
             subscriptions=topics,
-            will=(status, encode([STATUS_CONTEXT, self._name, 0])),
-            birth=(status, encode([STATUS_CONTEXT, self._name, 1])),
+            will=(self._status, _status(self._name, online=False)),
+            birth=(self._status, _status(self._name, online=True)),
             deliver=self._deliver,
             tell=self._broker_tells,
             draw=random.random,
@@ -261,6 +272,8 @@ class Peer:
             await self._work()
             await self._perform(self.gossip.step(Stopping(), self._now()))
             await self._keep()
+            for broker in self._brokers:  # a good end has no will that would say so
+                broker.publish(self._status, _status(self._name, online=False), retain=True)
             for task in others:
                 task.cancel()
         loop.remove_reader(bell)
@@ -298,11 +311,11 @@ class Peer:
     def _read_outbox(self) -> None:
         """Take what the meter process offers; each once, since it lies there until certified."""
         there = set[str]()
-        for letter in sorted(self._outbox.read()):
+        for letter in sorted(self._outbox.read(OUTBOX_FILES_MAX)):
             there.add(letter.name)
             mark = digest(letter.data)
             known = self._offered.get(letter.name) == mark and letter.kind != "question"
-            if known and not self._lacks(letter.name):
+            if known and not self._wants(letter.name):
                 continue
             self._offered[letter.name] = mark
             if letter.kind == "block":
@@ -313,12 +326,18 @@ class Peer:
                 self._outbox.remove(letter.name)
         self._offered = {name: mark for name, mark in self._offered.items() if name in there}
 
-    def _lacks(self, name: str) -> bool:
-        """Say whether a block that was offered before was dropped: those before it had to come."""
+    def _wants(self, name: str) -> bool:
+        """Say whether a block that was offered before is to be taken again.
+
+        It was dropped, as those before it had to come first; or it is the last certified one, and
+        our meter has not had the certificate.
+        """
         height = name.partition("-")[2]
         enrolled = self.gossip.roster.newest(self._name)
         held = self.gossip.chains.get((self._name, enrolled.incarnation)) if enrolled else None
-        return height.isdecimal() and held is not None and held.height < int(height)
+        if not height.isdecimal() or held is None:
+            return False
+        return held.height < int(height) or held.certified == int(height)
 
     async def _work(self) -> None:
         while not self._stopping:

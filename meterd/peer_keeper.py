@@ -58,8 +58,12 @@ class PeerKeeper:
                 if self._stopping.is_set():
                     return
                 # A session of its own: Ctrl-C in a terminal reaches the meter, which stops us both.
-                self._process = subprocess.Popen(self._command, start_new_session=True)
-            code = self._process.wait()
+                try:
+                    self._process = subprocess.Popen(self._command, start_new_session=True)
+                except OSError as error:
+                    log_event(self._logger, logging.ERROR, "no_peer", reason=str(error))
+                    self._process = None
+            code = self._process.wait() if self._process else -1
             if self._stopping.is_set():
                 return
             log_event(self._logger, logging.WARNING, "peer_ended", code=code)

@@ -236,7 +236,6 @@ def test_two_brokers_serve_where_one_is_down(tmp_path: Path, broker: Mosquitto) 
         until(lambda: nodes[0].certified(blocks[0]), "certified by way of the second broker")
 
 
-@pytest.mark.xfail(strict=True, reason="it is told once; a letter that is lost is lost for good")
 def test_a_certificate_that_was_lost_comes_again(tmp_path: Path, broker: Mosquitto) -> None:
     """The process was killed before the letter lay there: the meter offers the block still.
 
@@ -287,14 +286,11 @@ def status_of(broker: Mosquitto, name: str) -> bytes:
     return bytes(simple(topic, hostname="127.0.0.1", port=broker.port).payload)
 
 
-LEAVES = pytest.mark.xfail(strict=True, reason="it says goodbye, and not that it is offline")
-
-
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(signal.SIGTERM, marks=LEAVES),
-        pytest.param(signal.SIGINT, marks=LEAVES),
+        pytest.param(signal.SIGTERM),
+        pytest.param(signal.SIGINT),
         signal.SIGKILL,
     ],
 )
@@ -615,7 +611,6 @@ def test_it_runs_in_a_session_of_its_own() -> None:
     keeper.stop()
 
 
-@pytest.mark.xfail(strict=True, reason="the thread ends by the first failure to start")
 @pytest.mark.usefixtures("impatient")
 def test_what_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no memory for another process just now."""

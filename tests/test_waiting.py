@@ -282,11 +282,6 @@ def test_whenever_it_is_released_it_has_sealed_the_same(script: list[Step], firs
         assert_alike(script, state, first)
 
 
-@pytest.mark.xfail(strict=True, reason="a slew of less than a step is not kept for the release")
-def test_a_clock_that_is_slewed_while_it_waits_cuts_where_it_would_have(tmp_path: Path) -> None:
-    assert_alike([Step("rows", 1), Step("clock", -400), Step("rows", 11)], tmp_path)
-
-
 @pytest.mark.soak
 @settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(script=_SCRIPTS, first=_FIRST)
@@ -429,7 +424,6 @@ def test_sealing_stops_in_the_midst_of_a_run_and_goes_on(
     rig.assert_good()
 
 
-@pytest.mark.xfail(strict=True, reason="the rows that were not stored are counted twice")
 def test_a_card_that_is_full_while_it_waits_loses_samples_and_no_energy(tmp_path: Path) -> None:
     """But for what flows between the last row before the release and the next one."""
     rig, plain = waiting_rig(tmp_path / "account"), Rig(tmp_path / "plain")

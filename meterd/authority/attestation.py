@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BATCH_CONTEXT = "meterd/batch/v1"
 ATTEST_CONTEXT = "meterd/attest/v1"
+HEIGHT_MAX = 2**63 - 1  # what a store can count to
 LEAVES_MAX = 256  # some 90 bytes each: a batch stays well below what a message may be
 SEEN, TIMELY, PLAUSIBLE = 1, 2, 4  # registers seen in clear; end not in the future; within limits
 CHECKS = (SEEN, TIMELY, PLAUSIBLE)
@@ -159,7 +160,7 @@ def _read_protected(data: bytes) -> tuple[bytes, Header, int]:
     if tuple(map(type, ours)) != (int, int, bytes, int, int, int):  # no truth value is a number
         raise EncodingError("the protected header is not a batch's")
     header, size = Header(*ours[:-1]), ours[-1]
-    good = 0 < header.epoch <= UINT_MAX and 0 < header.number <= UINT_MAX
+    good = 0 < header.epoch <= HEIGHT_MAX and 0 < header.number <= HEIGHT_MAX
     good = good and 0 <= header.time_s <= UINT_MAX and OPEN <= header.closing <= CLOSED
     if not good or len(header.previous) != HASH_BYTES or not 0 < size <= LEAVES_MAX:
         raise EncodingError("epoch, number, link or size of the batch cannot be")
@@ -228,7 +229,7 @@ def read_leaf(value: Any) -> Leaf:  # noqa: ANN401 - any decoded value
     if not shaped(value, str, int, int, bytes, int):
         raise EncodingError("a leaf is misshapen")
     leaf = Leaf(*value)
-    named = NAME.fullmatch(leaf.meter) and leaf.incarnation > 0 and leaf.height > 0
+    named = NAME.fullmatch(leaf.meter) and leaf.incarnation > 0 and 0 < leaf.height <= HEIGHT_MAX
     if not named or len(leaf.block_hash) != HASH_BYTES or leaf.checks > CHECKS_ALL:
         raise EncodingError("a leaf names what cannot be")
     return leaf

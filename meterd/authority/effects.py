@@ -99,10 +99,11 @@ class DropBlocks(NamedTuple):
 
 
 class PutBatch(NamedTuple):
-    """Keep a voter's batch."""
+    """Keep a voter's batch; one `beside` its own sequence for evidence alone."""
 
     batch: Batch
     message: bytes
+    beside: bool = False
 
 
 class PutCertified(NamedTuple):

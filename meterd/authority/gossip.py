@@ -520,8 +520,11 @@ class Gossip:
             if not isinstance(error, OrderUnknownError):
                 self._tell(2, "own_refused", reason=str(error))
             return
-        self._out.append(Send("block", message))
         held = self.chains.get(place[:2])
+        if held is not None and place[2] <= held.certified:
+            self._out.append(Certify(held.chain_id, held.certified))  # our meter does not know it
+            return
+        self._out.append(Send("block", message))
         if held is not None and place[2] >= held.height:
             self._out.append(Send("head", message, retain=True))
 
@@ -797,7 +800,7 @@ class Gossip:
             return
         kept[batch.header.number] = batch
         self._tell(1, "batch_beside", authority=voter, number=batch.header.number)
-        self._records.append(PutBatch(batch, message))
+        self._records.append(PutBatch(batch, message, beside=True))
         for leaf in batch.leaves:
             held = self.chains.get(leaf.chain)
             if held is not None:

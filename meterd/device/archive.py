@@ -193,19 +193,39 @@ def read_orders(state: Path, genesis: Genesis) -> Roster:
         return roster
     data = read_file(path)
     try:
-        while data:
-            length = int.from_bytes(data[:4], "big")
-            roster = add_spelt_order(roster, data[4 : 4 + length])
-            data = data[4 + length :]
+        for spelt in _orders_in(data):
+            roster = add_spelt_order(roster, spelt)
     except BlockRejectedError as error:
         raise EncodingError(f"{path} holds an order that does not hold: {error}") from error
     return roster
 
 
 def keep_order(state: Path, spelt: bytes) -> None:
-    """Append an accepted order to what the next start reads."""
-    with (state / ORDERS_FILE).open("ab") as file:
-        file.write(len(spelt).to_bytes(4, "big") + spelt)
+    """Append an accepted order to what the next start reads; whole or not at all."""
+    path = state / ORDERS_FILE
+    kept = _orders_in(read_file(path)) if path.exists() else []
+    data = b"".join(len(one).to_bytes(4, "big") + one for one in [*kept, spelt])
+    fresh = path.with_name(f".{ORDERS_FILE}")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot keep an order in {path}: {error.strerror}") from error
+
+
+def _orders_in(data: bytes) -> list[bytes]:
+    """Return the orders in a file of them; one that is cut off at the end counts for nothing."""
+    orders, at = [], 0
+    while at + 4 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if at + 4 + length > len(data):
+            break
+        orders.append(data[at + 4 : at + 4 + length])
+        at += 4 + length
+    return orders
 
 
 def open_newest(roster: Roster, meter: str) -> Chain:

@@ -77,13 +77,17 @@ class Mailbox:
 
         What is lost here is told again later: nothing rests on one file.
         """
+        fresh = self.folder / f".{name}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             if len(os.listdir(self.folder)) >= FILES_MAX and not (self.folder / name).exists():  # noqa: PTH208 - a count
                 return False
-            fresh = self.folder / f".{name}"
-            fresh.write_bytes(data)
+            self.remove(fresh.name)  # whatever the other process may have put there
+            with os.fdopen(os.open(fresh, flags, 0o660), "wb") as file:
+                file.write(data)
             fresh.replace(self.folder / name)
         except OSError:
+            self.remove(fresh.name)
             return False
         return True
 
@@ -115,8 +119,7 @@ class Mailbox:
         bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bell.setblocking(False)
-            with suppress(FileNotFoundError):
-                path.unlink()
+            self.remove(BELL)
             bell.bind(str(path))
         except OSError as error:
             bell.close()
@@ -130,12 +133,12 @@ class Mailbox:
             for _ in range(TURN_FILES_MAX):
                 bell.recv(16)
 
-    def read(self) -> list[Letter]:
-        """Return at most `TURN_FILES_MAX` files, and take away what is no file of the line."""
+    def read(self, files_max: int = TURN_FILES_MAX) -> list[Letter]:
+        """Return at most `files_max` files, and take away what is no file of the line."""
         letters = []
-        for name in self._some():
-            if name == BELL or (name.startswith(".") and NAME.fullmatch(name[1:])):
-                continue
+        for name in self._some(files_max):
+            if name.startswith(".") and NAME.fullmatch(name[1:]):
+                continue  # being written
             letter = self._open(name)
             if letter is None:
                 self.remove(name)
@@ -143,11 +146,11 @@ class Mailbox:
                 letters.append(letter)
         return letters
 
-    def _some(self) -> Iterator[str]:
+    def _some(self, files_max: int) -> Iterator[str]:
         try:
             with os.scandir(self.folder) as entries:
-                for count, entry in enumerate(entries):
-                    if count == TURN_FILES_MAX * 2:
+                for count, entry in enumerate(entry for entry in entries if entry.name != BELL):
+                    if count == files_max:
                         return
                     yield entry.name
         except OSError:
@@ -173,4 +176,5 @@ class Mailbox:
         try:
             path.unlink(missing_ok=True)
         except OSError:  # a folder: nobody of ours makes one
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(RecursionError):  # one that is too deep stays, and counts as one file
+                shutil.rmtree(path, ignore_errors=True)

@@ -95,15 +95,22 @@ def begin_anew(
         card = Card()
         card.perform(log.take_operations())
         card.close()
-        with (fresh / WHOLE).open("x") as file:
-            file.write(f"before-{old_height}")
+        with (fresh / f".{WHOLE}").open("x") as file:
+            file.write(_free_name(state, old_height))
             file.flush()
             os.fsync(file.fileno())
+        (fresh / f".{WHOLE}").rename(fresh / WHOLE)
         _sync(fresh)
         _sync(state)
     except OSError as error:
         raise StorageError(f"cannot begin {state} anew: {error.strerror}") from error
     finish(state)
+
+
+def _free_name(state: Path, height: int) -> str:
+    """Return where the old streams go: a card can be put back to one height more than once."""
+    names = (f"before-{height}", *(f"before-{height}-{number}" for number in range(2, 1000)))
+    return next(name for name in names if not (state / name).exists())
 
 
 def finish(state: Path) -> bool:
@@ -114,10 +121,11 @@ def finish(state: Path) -> bool:
     """
     fresh = state / FOLDER
     try:
-        if not (fresh / WHOLE).exists():
+        whole = fresh / WHOLE
+        if not whole.exists() or not whole.stat().st_size:
             shutil.rmtree(fresh, ignore_errors=True)  # power failed before it was whole
             return False
-        old = state / (fresh / WHOLE).read_text()
+        old = state / whole.read_text()
         old.mkdir(exist_ok=True)
         shutil.copyfile(state / GENESIS_FILE, old / GENESIS_FILE)
         for stream in STREAMS:

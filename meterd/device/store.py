@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from meterd.authority.attestation import CHECKS_ALL, Leaf, open_batch, prove
 from meterd.authority.certificate import Certificate, Receipt, certificate_of, votes_evidence
@@ -28,11 +28,18 @@ from meterd.authority.effects import (
 )
 from meterd.authority.gossip import HeldBefore, Sequence, Snapshot
 from meterd.authority.witness import HASHES_KEPT, Vote
-from meterd.errors import AbsentError, ConfigError, DeniedError, EncodingError, StorageError
+from meterd.errors import (
+    AbsentError,
+    BlockRejectedError,
+    ConfigError,
+    DeniedError,
+    EncodingError,
+    StorageError,
+)
 from meterd.ledger.encoding import take_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from collections.abc import Sequence as Sequence_
 
     from meterd.authority.attestation import Batch
@@ -56,9 +63,9 @@ CREATE TABLE block (
     PRIMARY KEY (chain, height)) WITHOUT ROWID;
 CREATE TABLE batch (
     kid BLOB NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, epoch INTEGER NOT NULL,
-    closing INTEGER NOT NULL, message BLOB NOT NULL,
+    closing INTEGER NOT NULL, message BLOB NOT NULL, beside INTEGER NOT NULL,
     PRIMARY KEY (kid, number, hash)) WITHOUT ROWID;
-CREATE INDEX closing ON batch (kid, epoch) WHERE closing = 2;
+CREATE INDEX closing ON batch (kid, epoch) WHERE closing = 2 AND NOT beside;
 CREATE TABLE leaf (
     chain INTEGER NOT NULL, height INTEGER NOT NULL, kid BLOB NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (chain, height, kid, number)) WITHOUT ROWID;
@@ -113,10 +120,7 @@ class Store:
                 path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
             )
             self._begin(node)
-        self._chains: dict[ChainId, int] = {
-            (name, incarnation): number
-            for number, name, incarnation in self._rows("SELECT id, name, incarnation FROM chain")
-        }
+        self._chains = self._known_chains()
 
     def _begin(self, node: str) -> None:
         run = self._db.execute
@@ -148,6 +152,12 @@ class Store:
                 "another node",
                 hint="move it away: a new one is filled by the peers",
             )
+
+    def _known_chains(self) -> dict[ChainId, int]:
+        return {
+            (name, incarnation): number
+            for number, name, incarnation in self._rows("SELECT id, name, incarnation FROM chain")
+        }
 
     def close(self) -> None:
         """Close the database."""
@@ -182,6 +192,7 @@ class Store:
             except BaseException:
                 if self._db.in_transaction:
                     run("ROLLBACK")
+                self._chains = self._known_chains()
                 raise
 
     def _put(self, record: Record) -> None:
@@ -200,7 +211,7 @@ class Store:
                 chain = self._chain(record.chain)
                 run("DELETE FROM block WHERE chain = ? AND height >= ?", (chain, record.first))
             case PutBatch():
-                self._put_batch(record.batch, record.message)
+                self._put_batch(record.batch, record.message, beside=record.beside)
             case PutCertified():
                 run(
                     "UPDATE chain SET certified = ?, epoch = ? WHERE id = ?",
@@ -216,18 +227,15 @@ class Store:
             case PutEpoch():
                 run("UPDATE meta SET value = ? WHERE key = 'epoch'", (record.epoch,))
 
-    def _put_batch(self, batch: Batch, message: bytes) -> None:
+    def _put_batch(self, batch: Batch, message: bytes, *, beside: bool) -> None:
         run, many = self._db.execute, self._db.executemany
         header, kid = batch.header, batch.kid
-        beside = run(
-            "SELECT 1 FROM batch WHERE kid = ? AND number >= ?", (kid, header.number)
-        ).fetchone()
         run(
-            "INSERT OR IGNORE INTO batch VALUES (?, ?, ?, ?, ?, ?)",
-            (kid, header.number, batch.hash, header.epoch, header.closing, message),
+            "INSERT OR IGNORE INTO batch VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (kid, header.number, batch.hash, header.epoch, header.closing, message, beside),
         )
         if beside:
-            return  # kept for evidence alone: it does not count
+            return
         leaves = [(self._chain(leaf.chain), leaf) for leaf in batch.leaves]
         many(
             "INSERT OR IGNORE INTO leaf VALUES (?, ?, ?, ?)",
@@ -309,11 +317,8 @@ class Store:
     def _snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         run = self._db.execute
         meta = dict(run("SELECT key, value FROM meta").fetchall())
-        names = {
-            number: (name, incarnation)
-            for number, name, incarnation in run("SELECT id, name, incarnation FROM chain")
-        }
-        self._chains |= {chain_id: number for number, chain_id in names.items()}
+        self._chains = self._known_chains()
+        names = {number: chain_id for chain_id, number in self._chains.items()}
         chains, orders_certified, orders_checks = [], 0, CHECKS_ALL
         orders: tuple[bytes, ...] = ()
         for number, certified, epoch in run("SELECT id, certified, epoch FROM chain").fetchall():
@@ -333,10 +338,11 @@ class Store:
             )
         )
         sequences = []
-        for (voter,) in run("SELECT DISTINCT kid FROM batch").fetchall():
+        for (voter,) in run("SELECT DISTINCT kid FROM batch WHERE NOT beside").fetchall():
             sequences.append((voter, self._sequence(voter)))
         closed = frozenset(
-            (epoch, voter) for epoch, voter in run("SELECT epoch, kid FROM batch WHERE closing = 2")
+            (epoch, voter)
+            for epoch, voter in run("SELECT epoch, kid FROM batch WHERE closing = 2 AND NOT beside")
         )
         return Snapshot(
             starts=meta["starts"],
@@ -353,11 +359,11 @@ class Store:
         )
 
     def _sequence(self, kid: bytes) -> Sequence:
-        """Return the end of a voter's own sequence: of two batches of a number, the first."""
+        """Return the end of a voter's own sequence."""
         rows = self._db.execute(
-            "SELECT number, hash, epoch, closing FROM batch WHERE kid = ? AND hash IN ("
-            "SELECT hash FROM batch WHERE kid = ?) ORDER BY number DESC LIMIT 1",
-            (kid, kid),
+            "SELECT number, hash, epoch, closing FROM batch WHERE kid = ? AND NOT beside "
+            "ORDER BY number DESC LIMIT 1",
+            (kid,),
         ).fetchone()
         return Sequence(*rows)
 
@@ -506,8 +512,22 @@ class Store:
         return Receipt(made[0], made[1], tuple(orders))
 
 
-def open_store(path: Path, *, genesis: bytes, node: str) -> tuple[Store, str]:
-    """Return the store at `path`, and why a damaged one was put aside, or an empty text.
+T = TypeVar("T")
+UNREADABLE = (
+    StoreDamagedError,
+    EncodingError,
+    BlockRejectedError,
+    UnicodeDecodeError,
+    TypeError,
+    ValueError,
+    KeyError,
+)
+
+
+def open_store(
+    path: Path, *, genesis: bytes, node: str, use: Callable[[Store], T]
+) -> tuple[Store, T, str]:
+    """Return the store at `path`, what `use` made of it, and why a damaged one was put aside.
 
     Raises:
         ConfigError: It is another network's or another node's.
@@ -515,14 +535,13 @@ def open_store(path: Path, *, genesis: bytes, node: str) -> tuple[Store, str]:
         StorageError: The card is full or failed.
     """
     try:
-        return Store(str(path), genesis=genesis, node=node), ""
-    except (StoreDamagedError, EncodingError) as error:
-        aside = next(
-            name
-            for name in (path.with_suffix(f".damaged-{n}") for n in range(1, 1000))
-            if not name.exists()
-        )
+        store = Store(str(path), genesis=genesis, node=node)
+        return store, use(store), ""
+    except UNREADABLE as error:
+        names = (path.with_suffix(f".damaged-{number}") for number in range(1, 1000))
+        aside = next(name for name in names if not name.exists())
         path.rename(aside)
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
-        return Store(str(path), genesis=genesis, node=node), f"{error}; put aside as {aside.name}"
+        store = Store(str(path), genesis=genesis, node=node)
+        return store, use(store), f"{error}; put aside as {aside.name}"

@@ -70,6 +70,7 @@ def judge(files: Files, start: Start, tools: Tools) -> Findings:
     events = read_frames("events", files.events, chain.genesis, chain.meter, start.ends["events"])
     damage = _take_events(found, events, start.events)
     _take_blocks(found, blocks, results, tools)
+    _check_recovered(found, blocks)
     found.tails += blocks.torn + events.torn
     _check_digests(found, events, start, damage)
     events_damaged = any(bad.stream == "events" for bad in found.bad)
@@ -124,6 +125,8 @@ def _take_events(found: Findings, stream: FrameStream, before: int) -> Place | N
         try:
             event = decode_event(stored.frame.body)
             first = event.kind == "recovered" and number == 0
+            if event.kind == "recovered" and not first:
+                raise EncodingError("an account begins anew with its first event, or not")  # noqa: TRY301
             if event.number != number + 1 and not (first and event.number):
                 raise EncodingError(f"expected event {number + 1}, got {event.number}")  # noqa: TRY301
             _note(found, event)
@@ -180,6 +183,24 @@ def _check_digests(
             return
     if damage:
         found.add_bad("events", None, damage)
+
+
+def _check_recovered(found: Findings, stream: FrameStream) -> None:
+    """Hold the blocks against the event that says which ones neighbours gave back."""
+    begun, head = found.recovered, found.chain.head
+    if begun is None:
+        return
+    end = stream.end
+    if head.height < begun.height:
+        reason = f"block {begun.height} was given back by neighbours, and is missing or damaged"
+        found.add_bad("blocks", None, Place(end.number, end.counted_bytes, reason))
+        return
+    first = head.height - len(found.blocks) + 1
+    hashes = [block.previous for block in found.blocks[1:]] + [head.block_hash]
+    if begun.height >= first and hashes[begun.height - first] != begun.block_hash:
+        other = stream.frames[begun.height - first]
+        place = Place(other.segment, other.frame.offset, "an event says that another was given")
+        found.add_bad("blocks", found.blocks[begun.height - first], place)
 
 
 def _check_claims(

@@ -340,7 +340,7 @@ class Cutter:
         """Open a stretch after an absence, with one gap block for whole intervals missed."""
         interval_s = self.interval_s(max(wall_ms // 1000, 0))
         boundary_s = wall_ms // 1000 // interval_s * interval_s
-        pending = self._unplaced and self.records
+        pending = self._unplaced
         self._anchor_ms = wall.offset_ms
         began = self.end_s is None
         if self.end_s is None:
@@ -355,7 +355,7 @@ class Cutter:
         for end_s in (*changes, boundary_s):  # no block crosses a change of the interval
             if pending:
                 self._close_unplaced(end_s, wall_ms, cuts)
-                pending = 0
+                pending = False
             elif end_s > self.end_s:
                 self.flags = self.flags & STEPPED | GAP
                 self._worsen(wall)
