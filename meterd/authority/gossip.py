@@ -807,7 +807,7 @@ class Gossip:
                 vote = Vote(leaf, batch.header.number, batch.header.epoch)
                 here = held.hashes.get(leaf.height)
                 if here is not None and here != leaf.block_hash:
-                    held.foreign[batch.kid] = vote
+                    held.foreign.setdefault(batch.kid, vote)
                     self._suspect(held, batch.kid, vote)
 
     def _take_leaf(self, kid: bytes, vote: Vote) -> None:
