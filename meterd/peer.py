@@ -42,8 +42,8 @@ from meterd.authority.effects import (
     Tick,
 )
 from meterd.authority.gossip import Gossip
-from meterd.authority.gossip import Settings as Pace
 from meterd.authority.messages import NONCE_BYTES
+from meterd.authority.senders import Settings as Pace
 from meterd.config import load_node
 from meterd.device.broker import Broker, parse_address
 from meterd.device.clock import SystemClock

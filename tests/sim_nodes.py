@@ -33,8 +33,9 @@ from meterd.authority.effects import (
     SendEvidence,
     Tell,
 )
-from meterd.authority.gossip import Gossip, Settings
+from meterd.authority.gossip import Gossip
 from meterd.authority.messages import HeadHeld, OwnBatch, open_said, say
+from meterd.authority.senders import Settings
 from meterd.device.store import Store
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import Block, Clock, Energy, decode_block

@@ -29,7 +29,8 @@ from meterd.authority.effects import (
     SendEvidence,
     Tick,
 )
-from meterd.authority.gossip import Gossip, Settings
+from meterd.authority.gossip import Gossip
+from meterd.authority.senders import Settings
 from meterd.ctl.account import StoredAccount
 from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
 from meterd.device.store import Store

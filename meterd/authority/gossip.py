@@ -12,7 +12,7 @@ on it is sent.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from meterd.authority.attestation import (
     ATTEST_CONTEXT,
@@ -90,6 +90,8 @@ from meterd.authority.messages import (
     say,
 )
 from meterd.authority.roster import OrderUnknownError, Roster, boot_answers, found
+from meterd.authority.senders import PACED, Sender, Settings
+from meterd.authority.snapshot import NEW, NOTHING, Sequence, Snapshot
 from meterd.authority.witness import BlockEarlyError, ChainEndedError, Held, Vote, judge_block
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import BLOCK_CONTEXT, decode_block
@@ -114,138 +116,8 @@ BATCHES_ASKED_MAX = 64  # as many as a store gives at once
 ANSWER_MS = 2000  # after that another peer is asked
 CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
 COUNTERS_MS = 10_000  # a card is written so often at most for them; a replayed hint does no harm
-FAULTS_MAX = 20  # refused messages within ...
-FAULTS_MS = 60_000  # ... a minute put a sender's topic into quarantine for as long
 REFUSED_MAX = 64  # of the last refusals, to be shown
 EVIDENCE_SHOWN_MAX = 64  # ids in a digest
-
-
-class Settings(NamedTuple):
-    """How a node paces itself.
-
-    Attributes:
-        tick_ms: Attestations are collected for so long; 0 attests each at once.
-        digest_ms: A digest is sent so often, give or take half.
-        bytes_s_max: Bytes a second taken of one sender; beyond it they are dropped.
-        messages_s_max: Messages a second, likewise.
-    """
-
-    tick_ms: int = 500
-    digest_ms: int = 5000
-    bytes_s_max: int = 4_000_000
-    messages_s_max: int = 5000
-
-
-class HeldBefore(NamedTuple):
-    """A chain as the store holds it.
-
-    Attributes:
-        chain: Which.
-        hashes: Hash by height of the last blocks.
-        payloads: Payloads from the certified block on, or from the first: ascending.
-        certified: Up to which height.
-        certified_epoch: In which epoch.
-        checks: What holds for every block above this node's last leaf here.
-    """
-
-    chain: ChainId
-    hashes: dict[int, bytes]
-    payloads: tuple[bytes, ...]
-    certified: int
-    certified_epoch: int
-    checks: int
-
-
-class Sequence(NamedTuple):
-    """How far a voter's batches are known.
-
-    Attributes:
-        number: The last one's number.
-        batch_hash: Its hash.
-        epoch: Its epoch.
-        closing: Whether it closes that.
-    """
-
-    number: int
-    batch_hash: bytes
-    epoch: int
-    closing: int
-
-
-NOTHING = Sequence(0, bytes(32), 0, OPEN)
-
-
-class Snapshot(NamedTuple):
-    """What a store holds of the time before; an empty one for a new node.
-
-    Attributes:
-        starts: How often this node has started, this time included.
-        chains: The meters' chains.
-        orders: The distributor's orders with their seals, ascending.
-        orders_certified: Up to which height.
-        orders_checks: As for chains.
-        votes: (key id, vote), the newest of each voter on each chain, in the order of batches.
-        sequences: By key id.
-        closed: (epoch, key id) of those who have closed an epoch.
-        evidence: All evidence.
-        counters: Last counter by sender.
-        epoch: The epoch begun last.
-    """
-
-    starts: int = 1
-    chains: tuple[HeldBefore, ...] = ()
-    orders: tuple[bytes, ...] = ()
-    orders_certified: int = 0
-    orders_checks: int = CHECKS_ALL
-    votes: tuple[tuple[bytes, Vote], ...] = ()
-    sequences: tuple[tuple[bytes, Sequence], ...] = ()
-    closed: frozenset[tuple[int, bytes]] = frozenset()
-    evidence: tuple[bytes, ...] = ()
-    counters: tuple[tuple[str, int], ...] = ()
-    epoch: int = 1
-
-
-NEW = Snapshot()
-PACED = Settings()
-
-
-class _Sender:
-    """What a sender's topic has brought lately."""
-
-    __slots__ = ("bytes", "faults", "faults_ms", "filled_ms", "messages", "quarantined_ms")
-
-    def __init__(self, settings: Settings, mono_ms: int) -> None:
-        self.bytes = settings.bytes_s_max * 2
-        self.messages = settings.messages_s_max * 2
-        self.filled_ms = mono_ms
-        self.faults = 0
-        self.faults_ms = mono_ms
-        self.quarantined_ms = 0
-
-    def admit(self, length: int, settings: Settings, mono_ms: int) -> bool:
-        """Say whether a message may be looked at; two seconds' worth may come at once."""
-        passed_ms = mono_ms - self.filled_ms
-        if passed_ms > 0:
-            self.filled_ms = mono_ms
-            more = settings.bytes_s_max * passed_ms // 1000
-            self.bytes = min(self.bytes + more, settings.bytes_s_max * 2)
-            more = settings.messages_s_max * passed_ms // 1000
-            self.messages = min(self.messages + more, settings.messages_s_max * 2)
-        if mono_ms < self.quarantined_ms or self.bytes < length or self.messages < 1:
-            return False
-        self.bytes -= length
-        self.messages -= 1
-        return True
-
-    def fault(self, mono_ms: int) -> bool:
-        """Count a refused message; say whether the sender goes into quarantine for it."""
-        if mono_ms - self.faults_ms > FAULTS_MS:
-            self.faults, self.faults_ms = 0, mono_ms
-        self.faults += 1
-        if self.faults < FAULTS_MAX:
-            return False
-        self.faults, self.quarantined_ms = 0, mono_ms + FAULTS_MS
-        return True
 
 
 class Gossip:
@@ -307,7 +179,7 @@ class Gossip:
         self.evidence: dict[bytes, bytes] = {}
         self.accused: dict[tuple[str, str], Accused] = {}
         self._suspected: set[tuple[bytes, ChainId]] = set()
-        self._senders: dict[str, _Sender] = {}
+        self._senders: dict[str, Sender] = {}
         self.counts: dict[str, int] = {}
         self.refused: list[tuple[str, int, str]] = []
         self._dirty: dict[ChainId, None] = {}
@@ -450,7 +322,7 @@ class Gossip:
         mono_ms = self._now.mono_ms
         known = self._senders.get(sender)
         if known is None:
-            known = self._senders[sender] = _Sender(self._settings, mono_ms)
+            known = self._senders[sender] = Sender(self._settings, mono_ms)
         if len(message) > MESSAGE_BYTES_MAX or not known.admit(
             len(message), self._settings, mono_ms
         ):

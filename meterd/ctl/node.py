@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nacl.signing import SigningKey
 
 from meterd.authority.certificate import verify_certificate
-from meterd.authority.gossip import NEW, Gossip
+from meterd.authority.gossip import Gossip
+from meterd.authority.snapshot import NEW
 from meterd.ctl.options import add_state
 from meterd.ctl.owner import as_owner
 from meterd.device.store import Store
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from meterd.authority.certificate import Certificate, Certified
-    from meterd.authority.gossip import Snapshot
     from meterd.authority.roster import ChainId, Roster
+    from meterd.authority.snapshot import Snapshot
     from meterd.authority.witness import Held
     from meterd.ledger.account import Genesis
 

@@ -26,7 +26,7 @@ from meterd.authority.effects import (
     PutEpoch,
     PutEvidence,
 )
-from meterd.authority.gossip import HeldBefore, Sequence, Snapshot
+from meterd.authority.snapshot import HeldBefore, Sequence, Snapshot
 from meterd.authority.witness import HASHES_KEPT, Vote
 from meterd.errors import (
     AbsentError,

@@ -28,7 +28,8 @@ from meterd.authority.effects import (
     SendBatches,
     Tick,
 )
-from meterd.authority.gossip import Gossip, Settings
+from meterd.authority.gossip import Gossip
+from meterd.authority.senders import Settings
 from meterd.device.store import Store
 from meterd.ledger.encoding import key_id
 from meterd.peer import EVENTS_AT_ONCE, TURN_S

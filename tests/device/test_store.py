@@ -23,8 +23,9 @@ from meterd.authority.effects import (
     Received,
     Tick,
 )
-from meterd.authority.gossip import Gossip, Settings
+from meterd.authority.gossip import Gossip
 from meterd.authority.messages import Digest, Said, blocks_message, say
+from meterd.authority.senders import Settings
 from meterd.device import store as module
 from meterd.device.store import (
     BATCHES_AT_ONCE,
