@@ -11,16 +11,37 @@ from cddl_verifier import Validator
 
 import meterd.ledger
 from meterd.authority.attestation import Header, sign_batch
-from meterd.authority.certificate import seals_evidence, votes_evidence
+from meterd.authority.certificate import (
+    add_spelt_order,
+    seals_evidence,
+    spell_order,
+    votes_evidence,
+)
 from meterd.authority.messages import blocks_message
+from meterd.enrolment import Enrolment, prove
 from meterd.ledger.encoding import decode, encode, seal, take_apart
+from meterd.ledger.event import Event
 from meterd.ledger.order import Rotate
+from meterd.ledger.pruning import (
+    PRUNED_CONTEXT,
+    RECOVERED_CONTEXT,
+    Pruned,
+    Recovered,
+    _signed,
+    read_pruned,
+    read_recovered,
+    seal_pruned,
+    seal_recovered,
+)
+from meterd.peer import _status
 from tests.authority.examples import (
     CHANGES,
     ENROL,
     FIRST_BLOCK,
     GENESIS,
+    HOUSE,
     NEXT_EPOCH,
+    ROSTER,
     SECOND_BLOCK,
     SHORTER,
     THIRD_BLOCK,
@@ -33,11 +54,12 @@ from tests.authority.examples import (
     order,
     ordered,
     proof,
+    public,
     receipt,
     sealed,
 )
 from tests.authority.said import BODIES, message_of
-from tests.ledger.examples import changed
+from tests.ledger.examples import IMPORT, changed
 
 SCHEMA = Path(meterd.ledger.__file__).with_name("meterd.cddl")
 LIAR = "regulator"
@@ -52,6 +74,29 @@ RECEIPT = receipt(network=ordered(NEXT_EPOCH, SHORTER)).encode()
 SEALS = seals_evidence(sealed(FIRST_BLOCK), sealed(FORK))
 VOTES = votes_evidence(proof(FIRST_BLOCK, LIAR), proof(chain(2)[1], LIAR), [SECOND_BLOCK.encode()])
 BLOCKS = blocks_message((sealed(FIRST_BLOCK), sealed(SECOND_BLOCK)))
+ENROLMENT = Enrolment(
+    "elm-street",
+    HOUSE,
+    "meter",
+    public("house-1 seals"),
+    public("house-1 votes"),
+    1,
+    60_000,
+    230_000,
+    1,
+)
+FEEDER = ENROLMENT._replace(role="concentrator", fuse_ma=0, nominal_mv=0, mains_clamps=0)
+HOME = ROSTER.open_chain((HOUSE, 1))
+GONE = Pruned(segment=1, rows=360, digest=bytes(range(32)))
+BACK = Recovered(
+    height=2,
+    block_hash=SECOND_BLOCK.hash,
+    run=4,
+    measured_ms=65_000,
+    carried=((IMPORT, 0, 7_200_000),),
+)
+CARRIED = [list(one) for one in BACK.carried]
+SPELT = spell_order(*ordered(ENROL).certified[0])
 
 MESSAGES: dict[str, tuple[str, bytes]] = {
     **{f"order: {kind}": ("order", item.encode()) for kind, item in ORDERS.items()},
@@ -72,6 +117,16 @@ MESSAGES: dict[str, tuple[str, bytes]] = {
     ),
     "evidence of votes": ("evidence", VOTES),
     "blocks": ("blocks", BLOCKS),
+    "certified order": ("certified-order", SPELT),
+    "enrolment": ("enrolment", ENROLMENT.signed_bytes),
+    "enrolment of what meters nothing": ("enrolment", FEEDER.signed_bytes),
+    "what the seal of pruned is over": ("pruned", _signed(PRUNED_CONTEXT, GONE, HOME)),
+    "what the seal of recovered is over": (
+        "recovered",
+        _signed(RECOVERED_CONTEXT, [*BACK[:-1], CARRIED], HOME),
+    ),
+    "status": ("status", _status(HOUSE, online=True)),
+    "last will": ("status", _status(HOUSE, online=False)),
     **{kind: ("said", message_of(kind)) for kind in BODIES},
     **{f"payload: {kind}": (kind, take_apart(message_of(kind)).payload) for kind in BODIES},
 }
@@ -87,7 +142,10 @@ def problems(validator: Any, message: bytes, rule: str) -> list[str]:  # noqa: A
     return [f"{found.path_text}: {found.message}" for found in result.diagnostics]
 
 
-PARTS = {"order", "signed-batch", "leaf", "cose-receipt", *BODIES}  # never sent by themselves
+PARTS = {  # never sent by themselves to peers
+    *("order", "signed-batch", "leaf", "cose-receipt", "certified-order", *BODIES),
+    *("enrolment", "pruned", "recovered"),
+}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -107,6 +165,40 @@ def test_what_is_signed_is_as_the_schema_says(validator: Any) -> None:  # noqa: 
     said = encode(["meterd/rotation/v1", GENESIS.hash, *rotate[:3]])
     key("house-1 seals").verify_key.verify(said, rotate.old_signature)
     assert problems(validator, said, "rotation") == []
+
+
+def test_the_two_keys_of_an_enrolment_sign_it_bare() -> None:
+    signed = MESSAGES["enrolment"][1]
+    keys = key("house-1 seals"), key("house-1 votes")
+    for each, signature in zip(keys, prove(ENROLMENT, *keys), strict=True):
+        each.verify_key.verify(signed, signature)
+
+
+def test_events_that_excuse_are_sealed_over_what_the_schema_says() -> None:
+    own = key("house-1 seals")
+    pruned = Event(1, 0, 0, "pruned", seal_pruned(GONE, HOME, own))
+    recovered = Event(1, 0, 0, "recovered", seal_recovered(BACK, HOME, own))
+    assert read_pruned(pruned, HOME) == GONE
+    assert read_recovered(recovered, HOME) == BACK
+    for event, name, shown in (
+        (pruned, "what the seal of pruned is over", ("segment", "rows", "digest")),
+        (
+            recovered,
+            "what the seal of recovered is over",
+            ("height", "hash", "run", "measured_ms", "carried"),
+        ),
+    ):
+        signed = MESSAGES[name][1]
+        own.verify_key.verify(signed, event.bytes_of("seal"))
+        assert tuple(name for name, _ in event.details) == (*shown, "seal")
+        values = [value for _, value in event.details[:-1]]
+        if name.endswith("recovered is over"):
+            values[-1] = decode(event.bytes_of("carried"))
+        assert decode(signed)[4:] == tuple(values)
+
+
+def test_a_certified_order_is_what_a_meter_takes() -> None:
+    assert add_spelt_order(ROSTER, SPELT) == ordered(ENROL).roster
 
 
 BROKEN = [
@@ -149,6 +241,25 @@ BROKEN = [
     ("evidence of votes", (1, 0), b"", "evidence without a vote"),
     ("evidence of votes", (3, 0), 7, "evidence with a number between"),
     ("blocks", (1, 0), 7, "message of blocks that are numbers"),
+    ("certified order", (0,), sealed(FIRST_BLOCK), "certified order that is a block"),
+    ("certified order", (1,), [], "certified order without a certificate"),
+    ("enrolment", (0,), "meterd/enrolment/v2", "enrolment of a new version"),
+    ("enrolment", (1,), "Elm Street", "enrolment in a misnamed network"),
+    ("enrolment", (3,), "owner", "enrolment in an unknown role"),
+    ("enrolment", (4,), bytes(31), "enrolment with a short sealing key"),
+    ("enrolment", (5,), b"", "enrolment without a voting key"),
+    ("enrolment", (6,), 2, "enrolment with two votes"),
+    ("what the seal of pruned is over", (0,), RECOVERED_CONTEXT, "seal of pruned for another"),
+    ("what the seal of pruned is over", (1,), b"", "seal of pruned of no network"),
+    ("what the seal of pruned is over", (4,), 0, "seal of pruned for segment 0"),
+    ("what the seal of pruned is over", (6,), bytes(8), "seal of pruned for a short digest"),
+    ("what the seal of recovered is over", (3,), 0, "seal of recovered of incarnation 0"),
+    ("what the seal of recovered is over", (5,), b"", "seal of recovered behind no block"),
+    ("what the seal of recovered is over", (8,), encode(CARRIED), "seal of recovered in bytes"),
+    ("what the seal of recovered is over", (8, 0, 1), 2, "seal of recovered of an odd kind"),
+    ("status", (0,), "meterd/status/v2", "status of a new version"),
+    ("status", (1,), "House 1", "status of a misnamed node"),
+    ("status", (2,), 2, "status that is neither"),
     ("payload: digest", (1,), "Feeder", "digest of a misnamed sender"),
     ("payload: digest", (3, 1), bytes(31), "digest with a short order"),
     ("payload: digest", (4,), [["house-1", 1, 1, bytes(32)]] * 257, "digest of 257 heads"),
