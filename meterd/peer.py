@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 STATE_DEFAULT = Path("/var/lib/meterd")
 EVENTS_WAITING_MAX = 8192  # messages that no turn has taken: past it the newest are dropped
+BYTES_WAITING_MAX = 4_000_000  # ... and so many bytes of them
 EVENTS_AT_ONCE = 256  # taken in one turn, with one sync
 TURN_S = 0.1  # between two ticks while something waits for its time, or for an answer
 IDLE_S = 0.5  # ... and while nothing does
@@ -180,7 +181,7 @@ class Peer:
         self._outbox, self._inbox = Mailbox(line / OUTBOX), Mailbox(line / INBOX)
         self._shown = line / PEER_FILE
         self._events: deque[Event] = deque()
-        self._dropped = 0
+        self._bytes = self._dropped = 0
         self._wake = asyncio.Event()
         self._stopping = False
         self._offered: dict[str, bytes] = {}
@@ -223,9 +224,12 @@ class Peer:
     # --- events -----------------------------------------------------------------------------
 
     def _put(self, event: Event) -> None:
-        if len(self._events) >= EVENTS_WAITING_MAX:
+        length = len(event.message) if isinstance(event, Received) else 0
+        full = len(self._events) >= EVENTS_WAITING_MAX or self._bytes + length > BYTES_WAITING_MAX
+        if full and length:
             self._dropped += 1
             return
+        self._bytes += length
         self._events.append(event)
         self._wake.set()
 
@@ -347,7 +351,10 @@ class Peer:
                 effects: list[Effect] = []
                 now = self._now()
                 for _ in range(min(len(self._events), EVENTS_AT_ONCE)):
-                    effects += self.gossip.step(self._events.popleft(), now)
+                    event = self._events.popleft()
+                    if isinstance(event, Received):
+                        self._bytes -= len(event.message)
+                    effects += self.gossip.step(event, now)
                 await self._perform(effects)
                 self._set_timer()
                 await asyncio.sleep(0)

@@ -160,7 +160,7 @@ def captures(  # noqa: PLR0915 - one list of what may happen to a meter
             clock.wall_ms = back_ms
         elif happening == "long step":
             clock.go(beat_ms)
-            clock.wall_ms += draw(st.sampled_from([1, -1])) * 40_000_000_000
+            clock.wall_ms += draw(st.sampled_from([1, -1])) * 4_000_000_000
             clock.wall_ms = max(0, clock.wall_ms)
             beat_ms = draw(st.sampled_from([beat_ms, 60_000]))  # so that it can stand ten minutes
         elif happening == "set":

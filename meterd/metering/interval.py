@@ -340,7 +340,7 @@ class Cutter:
         """Open a stretch after an absence, with one gap block for whole intervals missed."""
         interval_s = self.interval_s(max(wall_ms // 1000, 0))
         boundary_s = wall_ms // 1000 // interval_s * interval_s
-        pending = self._unplaced
+        pending = self._unplaced and bool(self.records or self.base.pending)
         self._anchor_ms = wall.offset_ms
         began = self.end_s is None
         if self.end_s is None:

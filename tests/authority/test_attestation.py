@@ -40,7 +40,7 @@ leaves = st.builds(
     Leaf,
     st.text("abc-1", min_size=1, max_size=4),
     st.integers(1, 3),
-    st.integers(1, 2**64 - 1),
+    st.integers(1, 2**63 - 1),
     st.binary(min_size=32, max_size=32),
     st.integers(0, 7),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbor2
 import pytest
@@ -61,6 +61,10 @@ from tests.authority.examples import (
 from tests.authority.said import BODIES, message_of
 from tests.ledger.examples import IMPORT, changed
 
+if TYPE_CHECKING:
+    from meterd.ledger.encoding import Value
+    from meterd.ledger.event import Details
+
 SCHEMA = Path(meterd.ledger.__file__).with_name("meterd.cddl")
 LIAR = "regulator"
 FORK = FIRST_BLOCK._replace(flags=8)
@@ -95,7 +99,7 @@ BACK = Recovered(
     measured_ms=65_000,
     carried=((IMPORT, 0, 7_200_000),),
 )
-CARRIED = [list(one) for one in BACK.carried]
+CARRIED: list[Value] = [list(one) for one in BACK.carried]
 SPELT = spell_order(*ordered(ENROL).certified[0])
 
 MESSAGES: dict[str, tuple[str, bytes]] = {
@@ -174,10 +178,14 @@ def test_the_two_keys_of_an_enrolment_sign_it_bare() -> None:
         each.verify_key.verify(signed, signature)
 
 
+def event_of(kind: str, details: Details) -> Event:
+    return Event(number=1, boot_ms=0, wall_ms=0, kind=kind, details=details)
+
+
 def test_events_that_excuse_are_sealed_over_what_the_schema_says() -> None:
     own = key("house-1 seals")
-    pruned = Event(1, 0, 0, "pruned", seal_pruned(GONE, HOME, own))
-    recovered = Event(1, 0, 0, "recovered", seal_recovered(BACK, HOME, own))
+    pruned = event_of("pruned", seal_pruned(GONE, HOME, own))
+    recovered = event_of("recovered", seal_recovered(BACK, HOME, own))
     assert read_pruned(pruned, HOME) == GONE
     assert read_recovered(recovered, HOME) == BACK
     for event, name, shown in (
