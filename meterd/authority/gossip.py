@@ -418,7 +418,7 @@ class Gossip:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        if held.frozen or digest(parts.payload) == held.refused:
+        if held.frozen or digest(message) == held.refused:
             return
         try:
             chain, checks = judge_block(block, parts, held.chain, self.roster, self._now)
@@ -430,8 +430,8 @@ class Gossip:
             self._wait(held, block.height, message)
             return
         except BlockRejectedError as error:
-            held.refused = digest(parts.payload)
-            self._refuse(held, block.height, held.refused, str(error))
+            held.refused = digest(message)  # with its seal: the same block may come with a good one
+            self._refuse(held, block.height, digest(parts.payload), str(error))
             raise
         if checks & PLAUSIBLE == 0:
             self._tell(1, "implausible", meter=block.meter, height=block.height)
@@ -1228,9 +1228,12 @@ class Gossip:
 
     def _go_on_asking(self, sender: str, last: bytes) -> None:
         """An answer came: ask for what follows, without waiting for the next tick."""
-        held = self.chains.get(_place(take_apart(last).payload)[:2])
+        name, incarnation, height = _place(take_apart(last).payload)
+        held = self.chains.get((name, incarnation))
         if held is None or held.asked is None or held.asked[0] != sender:
             return
+        if held.height < height:
+            return  # it was of no use: asked again in its time
         held.asked = None
         if (lacking := self._lacking(held)) is not None:
             self._ask(*lacking)

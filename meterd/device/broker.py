@@ -59,7 +59,7 @@ STEADY_S = 5.0  # a connection held for so long was no mistake
 BACKOFF_S_MIN, BACKOFF_S_MAX = 1.0, 60.0  # a street that lost its broker is back within a minute
 CLOSE_S_MAX = 1.0  # for the last acknowledgements, and once more for DISCONNECT
 MISC_S = 5.0  # how often paho looks at its keepalive
-READS_MAX = 256  # packets taken at one readiness of the socket
+READS_MAX = 32  # packets taken at one readiness of the socket
 
 _VERSIONS = {"5": mqtt.MQTTv5, "3.1.1": mqtt.MQTTv311}
 _PROTOCOL_ERROR, _UNSUPPORTED_VERSION = 130, 132  # reason codes (MQTT v5, 2.4)
