@@ -428,7 +428,7 @@ class Store:
         with _refusing(self._path):
             for kid, number, leaf in certify.votes:
                 batch = self._batch(kid, number, leaf)
-                if batch is not None:
+                if batch is not None and leaf.block_hash == self._hash_at(chain_id, leaf.height):
                     votes.append((batch, leaf))
         epoch = votes[0][0].header.epoch if votes else 0
         return self._certificate(chain_id, height, votes, quorums.get(epoch, 1))
