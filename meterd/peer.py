@@ -160,7 +160,7 @@ class Peer:
         )
 
         def go_on(store: Store) -> Gossip:
-            store.begin_start()
+            store.begin_start(self._clock.stamp().wall_ms // 1000)
             return Gossip(
                 genesis,
                 name,

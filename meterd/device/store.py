@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from meterd.authority.roster import ChainId, Roster
 
 SCHEMA = 1
+YEAR_2020_S = 1_577_836_800
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
 BATCHES_AT_ONCE = 64
 BUSY_S = 5.0  # `meterctl` may be reading
@@ -169,10 +170,17 @@ class Store:
 
     # --- writing ----------------------------------------------------------------------------
 
-    def begin_start(self) -> int:
-        """Count this start, durably; return how many there were with it."""
+    def begin_start(self, wall_s: int = 0) -> int:
+        """Number this start, durably, above all before; return the number.
+
+        By the seconds since 2020, where the clock is right: a store that was lost begins with no
+        number, and its node's messages must not count as replayed.
+        """
+        now = max(0, wall_s - YEAR_2020_S)
         with _refusing(self._path):
-            self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'starts'")
+            self._db.execute(
+                "UPDATE meta SET value = max(value + 1, ?) WHERE key = 'starts'", (now,)
+            )
             (starts,) = self._db.execute("SELECT value FROM meta WHERE key = 'starts'").fetchone()
         return int(starts)
 
