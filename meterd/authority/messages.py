@@ -1,7 +1,7 @@
 """What peers tell each other besides blocks and batches: digests, questions, answers, refusals.
 
 Each is a COSE_Sign1 under the sender's voting key, bound to the network, with a counter that never
-goes back: 32 bits of how often the sender has started, 32 bits of how much it has said since. So a
+goes back: 31 bits that rise with each start, 32 bits of how much it has said since. So a
 message is good once, even after a restart of either side. Blocks, batches and evidence bear the
 signatures of whoever made them and can be passed on by anybody.
 
