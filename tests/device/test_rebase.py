@@ -110,7 +110,12 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
 
 
 def rebase(
-    rig: Rig, street: Street, height: int = 0, *, old_height: int | None = None
+    rig: Rig,
+    street: Street,
+    height: int = 0,
+    *,
+    old_height: int | None = None,
+    named: bytes = b"",
 ) -> Recovered:
     """Do what the daemon does once enough neighbours have answered, and it holds their blocks."""
     book, own = rig.book, rig.book.chain.head.height
@@ -128,7 +133,8 @@ def rebase(
         )
         chain = chain._replace(head=head)
     measured_ms, carried = book.measured()
-    said = Recovered(chain.head.height, chain.head.block_hash, book.run, measured_ms, carried)
+    block_hash = named or chain.head.block_hash
+    said = Recovered(chain.head.height, block_hash, book.run, measured_ms, carried)
     rig.card.close()
     begin_anew(
         rig.state,
@@ -630,6 +636,16 @@ def without_last_blocks(stored: Stored, count: int) -> Stored:
 def test_blocks_that_neighbours_gave_back_cannot_be_cut_off_again(fresh: Stored) -> None:
     """The meter would seal their heights a second time, were it not for the boot rule."""
     assert without_last_blocks(fresh, 2).judge().verdict == "bad"
+
+
+def test_an_account_is_bad_whose_meter_names_another_block_given_back(street: Street) -> None:
+    rig = street.restored()
+    measure(rig, 4)
+    rebase(rig, street, named=bytes(32))
+    found = verify(rig.state, Known(genesis=rig.genesis.encode()))
+    assert found.verdict == "bad"
+    assert found.first_bad
+    assert found.first_bad.reason == "an event says that another was given"
 
 
 def test_the_blocks_given_back_are_judged_as_any_others(fresh: Stored) -> None:

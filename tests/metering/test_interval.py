@@ -599,3 +599,20 @@ def test_recovery_does_not_know_of_a_step_that_made_the_last_cut(wall_s: float, 
 
 def test_seconds_are_rounded_up() -> None:
     assert [seconds_up(ms) for ms in (0, 1, 999, 1000, 1001)] == [0, 1, 1, 1, 2]
+
+
+def test_an_interval_that_changes_at_a_midnight_cuts_by_the_old_one_before_it() -> None:
+    midnight_s = MIDNIGHT_MS // 1000
+    cutter = Cutter(interval_s=1800, quantities=1)
+    cutter.plan(((midnight_s, 900),))
+    cuts = [
+        cut
+        for at_s in (-3600, -1800, 0, 900, 1800)
+        for cut in cutter.feed((at_s + 7200) * 1000, (1000,), 0, wall(MIDNIGHT_MS - 7_200_000))
+    ]
+    assert [(cut.start_s - midnight_s, cut.end_s - midnight_s) for cut in cuts] == [
+        (-3600, -1800),
+        (-1800, 0),
+        (0, 900),
+        (900, 1800),
+    ]
