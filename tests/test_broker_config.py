@@ -379,7 +379,7 @@ def made() -> Iterator[Path]:
 @pytest.fixture
 def street(made: Path) -> Iterator[Street]:
     if MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed")
+        pytest.fail("mosquitto is not installed: `make test` installs it")
     with tempfile.TemporaryDirectory(prefix="broker-", dir=made) as name:
         folder = Path(name)
         port = free_port()
@@ -728,7 +728,7 @@ def test_the_broker_does_not_start_whose(
 
 def test_without_tls_who_names_itself_has_that_names_rights(made: Path) -> None:
     if MOSQUITTO is None:
-        pytest.skip("mosquitto is not installed")
+        pytest.fail("mosquitto is not installed: `make test` installs it")
     with tempfile.TemporaryDirectory(prefix="plain-", dir=made) as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -7,7 +7,6 @@ nothing else. Evidence names one who signed two histories, and stands by itself 
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nacl.signing import VerifyKey
@@ -490,8 +489,3 @@ def summary(certified: Certified) -> str:
     """Return a clause for people: certified, or witnessed by how many."""
     word = "witnessed" if certified.witnessed else "certified"
     return f"{word} by {len(certified.voters)}: {', '.join(certified.voters)}"
-
-
-def strength_of(leaves: Sequence[Leaf]) -> Counter[int]:
-    """Count, per bit of `checks`, the leaves that bear it."""
-    return Counter(bit for leaf in leaves for bit in CHECKS if leaf.checks & bit)

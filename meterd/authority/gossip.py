@@ -189,7 +189,6 @@ class Gossip:
         self._batch_ms: int | None = None
         self._digest_ms = 0
         self._digest_at = 0
-        self._asked_evidence: dict[bytes, int] = {}
         self._evidence_claimed: dict[bytes, str] = {}
         self._boot_asked_ms: int | None = None
         self._boot_answers: dict[str, tuple[int, bytes]] = {}
@@ -1348,7 +1347,9 @@ class Gossip:
             (kid, last.number, last.batch_hash) for kid, last in self.sequences.items()
         )[-HEADS_MAX:]
         order = (self.roster.head.height, self.roster.head.order_hash)
-        self._say("digest", Digest(order, heads, batches, tuple(self.evidence)[-64:]))
+        self._say(
+            "digest", Digest(order, heads, batches, tuple(self.evidence)[-EVIDENCE_SHOWN_MAX:])
+        )
 
 
 def _previous(payload: bytes) -> bytes:

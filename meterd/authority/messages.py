@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from nacl.signing import SigningKey
 
-    from meterd.authority.roster import ChainId
 
 BLOCKS_CONTEXT = "meterd/sealed/v1"
 NONCE_BYTES = 16
@@ -304,8 +303,3 @@ def _read_question(value: Any) -> Question:  # noqa: ANN401 - any decoded value
 def blocks_message(sealed: tuple[bytes, ...]) -> bytes:
     """Return a message of several sealed blocks."""
     return encode([BLOCKS_CONTEXT, list(sealed)])
-
-
-def chain_of(head: tuple[str, int, int, bytes]) -> ChainId:
-    """Return the chain of a digest's entry."""
-    return head[0], head[1]

@@ -33,7 +33,6 @@ from meterd.authority.certificate import (
     read_certificate,
     seals_evidence,
     spell_order,
-    strength_of,
     summary,
     verify_certificate,
     verify_evidence,
@@ -172,8 +171,6 @@ def test_strength_is_counted_per_check(
     votes = [vote(FIRST_BLOCK, by, checks=c) for by, c in zip(THREE, checks, strict=True)]
     made = certificate_of(PLACE, votes, [], 3)
     assert verify_certificate(made, ROSTER).strength == strength
-    counted = strength_of([each for _, each in votes])
-    assert (counted[SEEN], counted[TIMELY], counted[PLAUSIBLE]) == strength
 
 
 def test_orders_are_certified_as_blocks_are() -> None:

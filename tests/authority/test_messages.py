@@ -24,7 +24,6 @@ from meterd.authority.messages import (
     Refusal,
     Said,
     blocks_message,
-    chain_of,
     open_said,
     say,
 )
@@ -225,10 +224,6 @@ def test_no_byte_of_a_message_can_be_changed(kind: str) -> None:
 def test_blocks_travel_as_they_were_sealed() -> None:
     sent = tuple(map(sealed, (FIRST_BLOCK, SECOND_BLOCK)))
     assert decode(blocks_message(sent)) == (BLOCKS_CONTEXT, sent)
-
-
-def test_an_entry_of_a_digest_names_its_chain() -> None:
-    assert chain_of((HOUSE, 2, 7, bytes(32))) == (HOUSE, 2)
 
 
 def test_no_two_kinds_of_message_begin_alike() -> None:
