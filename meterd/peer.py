@@ -36,6 +36,7 @@ from meterd.authority.effects import (
     Sealed,
     Send,
     SendBatches,
+    SendCertificate,
     SendEvidence,
     Stopping,
     Tell,
@@ -119,7 +120,7 @@ def _rests_on_store(effect: Effect) -> bool:
     """Say whether an effect must not be done before all is durable, or reads what is kept."""
     if isinstance(effect, Send):
         return effect.topic in {"attest", "evidence"}
-    return isinstance(effect, (Load, SendBatches, SendEvidence, Accuse, Certify))
+    return isinstance(effect, (Load, SendBatches, SendEvidence, SendCertificate, Accuse, Certify))
 
 
 class Peer:
@@ -395,13 +396,9 @@ class Peer:
                     self._publish(effect.topic, effect.message, retain=effect.retain)
                 case Load():
                     self._events.append(Loaded(effect, self._store.load(effect)))
-                case SendBatches():
-                    for message in self._store.batches(effect.kid, effect.first, effect.last):
+                case SendBatches() | SendEvidence() | SendCertificate():
+                    for message in self._store.answers(effect, self.gossip.roster):
                         self._publish(f"answer/{effect.to}", message)
-                case SendEvidence():
-                    evidence = self._store.evidence(effect.evidence_id)
-                    if evidence is not None:
-                        self._publish(f"answer/{effect.to}", evidence)
                 case Accuse():
                     proof = self._store.accuse(effect)
                     if proof is not None:

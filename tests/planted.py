@@ -169,7 +169,9 @@ BUGS: dict[str, Bug] = {
     ),
     "an epoch begins without handover": Bug(
         (
-            Edit(gossip.Gossip, "_turn_epoch", "< self.committee.quorum:", "< 0:"),
+            Edit(
+                gossip.Gossip, "_turn_epoch", "closed < self.committee.quorum and", "closed < 0 and"
+            ),
             Edit(gossip.Gossip, "_locks_adopted", "adopted >= before.quorum", "adopted >= 0"),
         ),
         # Two of the old voters hear of the order and of nothing after it but a liar's word; the

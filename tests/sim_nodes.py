@@ -30,6 +30,7 @@ from meterd.authority.effects import (
     Sealed,
     Send,
     SendBatches,
+    SendCertificate,
     SendEvidence,
     Tell,
 )
@@ -366,13 +367,10 @@ class SimNode:
                 world.publish(self, effect.topic, self._said(effect.message))
             case Load():
                 self.feed(Loaded(effect, self.store.load(effect)))
-            case SendBatches():
-                for message in self.store.batches(effect.kid, effect.first, effect.last):
+            case SendBatches() | SendEvidence() | SendCertificate():
+                assert self.gossip is not None
+                for message in self.store.answers(effect, self.gossip.roster):
                     world.publish(self, f"answer/{effect.to}", message)
-            case SendEvidence():
-                evidence = self.store.evidence(effect.evidence_id)
-                if evidence is not None:
-                    world.publish(self, f"answer/{effect.to}", evidence)
             case Accuse():
                 proof = self.store.accuse(effect)
                 if proof is not None:

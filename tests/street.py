@@ -26,6 +26,7 @@ from meterd.authority.effects import (
     Sealed,
     Send,
     SendBatches,
+    SendCertificate,
     SendEvidence,
     Tick,
 )
@@ -140,13 +141,9 @@ class StreetNode:
                     self.street.publish(self.name, effect.topic, effect.message)
                 case Load():
                     self.feed(Loaded(effect, self.store.load(effect)))
-                case SendBatches():
-                    for message in self.store.batches(effect.kid, effect.first, effect.last):
+                case SendBatches() | SendEvidence() | SendCertificate():
+                    for message in self.store.answers(effect, self.gossip.roster):
                         self.street.publish(self.name, f"answer/{effect.to}", message)
-                case SendEvidence():
-                    evidence = self.store.evidence(effect.evidence_id)
-                    if evidence is not None:
-                        self.street.publish(self.name, f"answer/{effect.to}", evidence)
                 case Accuse():
                     proof = self.store.accuse(effect)
                     if proof is not None:

@@ -42,6 +42,7 @@ from meterd.authority.effects import (
     Sealed,
     Send,
     SendBatches,
+    SendCertificate,
     SendEvidence,
     Stopping,
     Tell,
@@ -155,13 +156,9 @@ class Member:
                 self.publish(effect.topic, effect.message)
             case Load():
                 self.feed(Loaded(effect, self.store.load(effect)))
-            case SendBatches():
-                for message in self.store.batches(effect.kid, effect.first, effect.last):
+            case SendBatches() | SendEvidence() | SendCertificate():
+                for message in self.store.answers(effect, self.gossip.roster):
                     self.publish(f"answer/{effect.to}", message)
-            case SendEvidence():
-                evidence = self.store.evidence(effect.evidence_id)
-                assert evidence is not None
-                self.publish(f"answer/{effect.to}", evidence)
             case Accuse():
                 proof = self.store.accuse(effect)
                 if proof is not None:

@@ -121,6 +121,13 @@ class PutEvidence(NamedTuple):
     evidence: bytes
 
 
+class PutCertificate(NamedTuple):
+    """Keep the certificate of an order, where the votes that made it are not all here."""
+
+    height: int
+    certificate: bytes
+
+
 class PutCounters(NamedTuple):
     """The last counter of senders."""
 
@@ -134,7 +141,14 @@ class PutEpoch(NamedTuple):
 
 
 Record: TypeAlias = (
-    PutBlocks | DropBlocks | PutBatch | PutCertified | PutEvidence | PutCounters | PutEpoch
+    PutBlocks
+    | DropBlocks
+    | PutBatch
+    | PutCertified
+    | PutEvidence
+    | PutCertificate
+    | PutCounters
+    | PutEpoch
 )
 
 
@@ -178,6 +192,13 @@ class SendEvidence(NamedTuple):
     evidence_id: bytes
 
 
+class SendCertificate(NamedTuple):
+    """Send the certificate of an order to a peer."""
+
+    to: str
+    height: int
+
+
 class Accuse(NamedTuple):
     """Put together the proof that a voter attested two histories: it comes back `Assembled`."""
 
@@ -191,11 +212,12 @@ class Accuse(NamedTuple):
 class Certify(NamedTuple):
     """Put together the certificate of an order, or of this device's own block, for its meter.
 
-    Out of these votes, (key id, batch number, leaf), or of the nearest in the store.
+    Out of these votes of an epoch, (key id, batch number, leaf), or of the nearest in the store.
     """
 
     chain: ChainId
     height: int
+    epoch: int = 0
     votes: tuple[tuple[bytes, int, Leaf], ...] = ()
 
 
@@ -216,5 +238,14 @@ class Tell(NamedTuple):
 
 
 Effect: TypeAlias = (
-    Persist | Send | Load | SendBatches | SendEvidence | Accuse | Certify | Deliver | Tell
+    Persist
+    | Send
+    | Load
+    | SendBatches
+    | SendEvidence
+    | SendCertificate
+    | Accuse
+    | Certify
+    | Deliver
+    | Tell
 )

@@ -30,11 +30,14 @@ from meterd.authority.attestation import (
     verify_batch,
 )
 from meterd.authority.certificate import (
+    CERTIFICATE_CONTEXT,
     SEALS_CONTEXT,
     VOTES_CONTEXT,
     Accused,
+    open_certificate,
     open_enrolled,
     seals_evidence,
+    verify_certificate,
     verify_evidence,
 )
 from meterd.authority.effects import (
@@ -53,6 +56,7 @@ from meterd.authority.effects import (
     Persist,
     PutBatch,
     PutBlocks,
+    PutCertificate,
     PutCertified,
     PutCounters,
     PutEpoch,
@@ -62,6 +66,7 @@ from meterd.authority.effects import (
     Sealed,
     Send,
     SendBatches,
+    SendCertificate,
     SendEvidence,
     Stopping,
     Tell,
@@ -74,6 +79,7 @@ from meterd.authority.messages import (
     HEADS_MAX,
     AskBatches,
     AskBlocks,
+    AskCertificate,
     AskEvidence,
     AskHead,
     AskOwnBatch,
@@ -184,12 +190,14 @@ class Gossip:
         self.refused: list[tuple[str, int, str]] = []
         self._dirty: dict[ChainId, None] = {}
         self._grown: dict[ChainId, None] = {}
-        self._waiting: set[ChainId] = set()
-        self._behind: set[ChainId] = set()
+        self._waiting: dict[ChainId, None] = {}
+        self._behind: dict[ChainId, None] = {}
         self._batch_ms: int | None = None
         self._digest_ms = 0
         self._digest_at = 0
         self._evidence_claimed: dict[bytes, str] = {}
+        self._orders_claimed: dict[str, int] = {}
+        self._order_asked: tuple[str, int] | None = None
         self._boot_asked_ms: int | None = None
         self._boot_answers: dict[str, tuple[int, bytes]] = {}
         self.heard: dict[str, int] = {}
@@ -367,6 +375,8 @@ class Gossip:
                 self._go_on_asking(sender, value[-1][-1])
         elif SEALS_CONTEXT.encode() in head or VOTES_CONTEXT.encode() in head:
             self._take_evidence(message)
+        elif CERTIFICATE_CONTEXT.encode() in head:
+            self._take_certificate(message)
         else:
             raise EncodingError("a message of no kind known here")
 
@@ -493,7 +503,7 @@ class Gossip:
                 return
             del held.waiting[last]
         held.waiting[height] = message
-        self._waiting.add(held.chain_id)
+        self._waiting[held.chain_id] = None
 
     def _latest(self) -> Roster:
         return self._pending[-1] if self._pending else self.roster
@@ -593,6 +603,9 @@ class Gossip:
 
     def _mark(self, chain_id: ChainId) -> None:
         self._dirty[chain_id] = None
+        self._attest_soon()
+
+    def _attest_soon(self) -> None:
         if self._batch_ms is None:
             self._batch_ms = self._now.mono_ms + self._settings.tick_ms
 
@@ -659,10 +672,11 @@ class Gossip:
             self._take_leaf(batch.kid, Vote(leaf, header.number, header.epoch))
         if header.closing == CLOSED:
             self._closed.add((header.epoch, batch.kid))
-            if batch.kid != self.kid:
-                self._turn_epoch()
+            self._attest_soon()  # what waited for these locks
         if batch.kid == self.kid:
             self._see_booted()
+        elif header.closing == CLOSED or header.epoch > self.epoch:
+            self._turn_epoch()
 
     def _stray(self, voter: str, batch: Batch, message: bytes) -> None:
         """A voter signed two batches in one place: what they say of chains may convict it."""
@@ -745,25 +759,41 @@ class Gossip:
                 best = max(best, (heights[committee.quorum - 1], epoch))
         if best[0] <= held.certified:
             return
-        before = held.certified
-        held.certified, held.certified_epoch = best
-        self._records.append(PutCertified(held.chain_id, *best))
-        orders = held.chain_id == self.roster.distributor
-        if orders:
-            for height in range(before + 1, best[0] + 1):
-                self._out.append(Certify(held.chain_id, height))
-        elif held.chain_id[0] == self.meter:
+        self._certified(held, *best)
+        if held.chain_id[0] == self.meter and held.chain is not None:
             votes = tuple(
                 (kid, vote.number, vote.leaf)
                 for kid, vote in held.votes.items()
                 if vote.epoch == best[1] and vote.leaf.height >= best[0]
             )
-            self._out.append(Certify(held.chain_id, best[0], votes))
-        for height in [h for h in held.branch if h <= held.certified]:
-            del held.branch[height]
-        if orders:
-            for _ in range(held.certified - before):
+            self._out.append(Certify(held.chain_id, *best, votes))
+
+    def _certified(self, held: Held, height: int, epoch: int) -> None:
+        """A chain is certified up to `height`, which is more than before."""
+        before = held.certified
+        held.certified, held.certified_epoch = height, epoch
+        self._records.append(PutCertified(held.chain_id, height, epoch))
+        for at in [at for at in held.branch if at <= height]:
+            del held.branch[at]
+        if held.chain_id == self.roster.distributor:
+            for at in range(before + 1, height + 1):
+                self._out.append(Certify(held.chain_id, at))
+            for _ in range(before, height):
                 self._order_in_force()
+
+    def _take_certificate(self, message: bytes) -> None:
+        """Take what shows that the first order of ours that is not certified here is so."""
+        certificate = open_certificate(message)
+        if (certificate.meter, certificate.incarnation) != self.roster.distributor:
+            raise BlockRejectedError("a certificate of no order")
+        height = self.roster.head.height + 1
+        if certificate.height != height or not self._pending:
+            return  # come late
+        if certificate.block_hash != self._pending[0].head.order_hash:
+            return  # there are two orders: the proof of that will come
+        said = verify_certificate(certificate, self.roster, self.roster.committee.epoch)
+        self._records.append(PutCertificate(height, message))
+        self._certified(self._hold(self.roster.distributor), height, said.epoch)
 
     def _order_in_force(self) -> None:
         self.roster = self._pending.pop(0)
@@ -777,7 +807,7 @@ class Gossip:
             held = self.chains[chain_id]
             waiting = held.waiting.pop(held.height + 1, None)
             if not held.waiting:
-                self._waiting.discard(chain_id)
+                del self._waiting[chain_id]
             if waiting is not None:
                 self._again(waiting)
 
@@ -874,7 +904,8 @@ class Gossip:
             if self.roster.committee.epoch <= self.epoch:
                 return
             kids = self.committee.kids
-            if sum((self.epoch, kid) in self._closed for kid in kids) < self.committee.quorum:
+            closed = sum((self.epoch, kid) in self._closed for kid in kids)
+            if closed < self.committee.quorum and not self._others_went_on():
                 return
             self.epoch += 1
             self._records.append(PutEpoch(self.epoch))
@@ -882,6 +913,16 @@ class Gossip:
             for chain_id, held in self.chains.items():
                 if held.height:
                     self._mark(chain_id)
+
+    def _others_went_on(self) -> bool:
+        """Say whether an honest voter attests in a later epoch, and so has seen this one closed.
+
+        A liar may close it towards some alone; whoever it left behind could wait for ever.
+        """
+        following = self.roster.committee_of(self.epoch + 1)
+        assert following is not None  # noqa: S101 - the caller has seen the order
+        later = sum(self.sequences.get(kid, NOTHING).epoch > self.epoch for kid in following.kids)
+        return later > following.faults_max
 
     def _unclosed(self) -> list[Committee]:
         """Return the epochs that are over and that this node votes in and has not closed.
@@ -1102,6 +1143,9 @@ class Gossip:
             case AskEvidence():
                 if question.evidence in self.evidence:
                     self._out.append(SendEvidence(sender, question.evidence))
+            case AskCertificate():
+                if 0 < question.height <= self.roster.head.height:
+                    self._out.append(SendCertificate(sender, question.height))
             case AskOwnBatch():
                 last_one = self.sequences.get(question.kid, NOTHING)
                 self._say(
@@ -1181,11 +1225,12 @@ class Gossip:
             return
         if peer in held.wanted or len(held.wanted) < CLAIMS_MAX:
             held.wanted[peer] = max(height, held.wanted.get(peer, 0))
-            self._behind.add(held.chain_id)
+            self._behind[held.chain_id] = None
 
     def _claim_order(self, peer: str, height: int) -> None:
         distributor = self.roster.distributor
-        if distributor is not None:
+        if distributor is not None and height > self.roster.head.height and peer != self.name:
+            self._orders_claimed[peer] = height
             self._claim(self._hold(distributor), peer, height)
 
     def _claim_batches(self, kid: bytes, peer: str, number: int) -> None:
@@ -1203,6 +1248,7 @@ class Gossip:
             lacking = self._lacking(self.chains[chain_id])
             if lacking is not None:
                 asked.setdefault(lacking[0], []).append(lacking[1])
+        self._ask_certificate()
         for evidence_id, peer in list(self._evidence_claimed.items()):
             del self._evidence_claimed[evidence_id]
             if evidence_id not in self.evidence:
@@ -1225,6 +1271,17 @@ class Gossip:
             self._batches_asked[kid] = (peer, self._now.mono_ms, until)
             self._ask(peer, AskBatches(kid, last + 1, until))
 
+    def _ask_certificate(self) -> None:
+        """Ask who holds more orders for certified than we what makes the next one of ours so."""
+        height = self.roster.head.height + 1
+        for peer in [peer for peer, claimed in self._orders_claimed.items() if claimed < height]:
+            del self._orders_claimed[peer]
+        if not self._orders_claimed or not self._pending or self._open(self._order_asked):
+            return
+        peer = self._choose(self._orders_claimed, self._order_asked)
+        self._order_asked = (peer, self._now.mono_ms)
+        self._ask(peer, AskCertificate(height))
+
     def _go_on_asking(self, sender: str, last: bytes) -> None:
         """An answer came: ask for what follows, without waiting for the next tick."""
         name, incarnation, height = _place(take_apart(last).payload)
@@ -1242,7 +1299,7 @@ class Gossip:
         for peer in [peer for peer, height in held.wanted.items() if height <= held.height]:
             del held.wanted[peer]
         if not held.wanted:
-            self._behind.discard(held.chain_id)
+            self._behind.pop(held.chain_id, None)
         if not held.wanted or self._open(held.asked) or held.frozen:
             return None
         peer = self._choose(held.wanted, held.asked)

@@ -139,7 +139,17 @@ class Refusal(NamedTuple):
     reason: str
 
 
-Question: TypeAlias = AskBlocks | AskBatches | AskEvidence | AskOwnBatch | AskHead
+class AskCertificate(NamedTuple):
+    """For the certificate of the order at a height, on `answer/…`.
+
+    Votes that are lacking here may be votes of a liar that shows them to some alone, and no later
+    ones come: an order counts by votes of the epoch that it ends.
+    """
+
+    height: int
+
+
+Question: TypeAlias = AskBlocks | AskBatches | AskEvidence | AskOwnBatch | AskHead | AskCertificate
 
 
 class Fetch(NamedTuple):
@@ -172,6 +182,7 @@ _QUESTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "evidence": (AskEvidence, (bytes,)),
     "own-batch": (AskOwnBatch, (bytes, bytes)),
     "head": (AskHead, (str, bytes)),
+    "certificate": (AskCertificate, (int,)),
 }
 _WORDS = {kind: word for word, (kind, _) in _QUESTIONS.items()}
 _CONTEXTS: dict[type, str] = {
@@ -295,7 +306,7 @@ def _read_question(value: Any) -> Question:  # noqa: ANN401 - any decoded value
             _check_lengths((question.nonce, NONCE_BYTES))
         case AskBatches():
             _check_lengths((question.kid, KEY_ID_BYTES))
-        case AskBlocks():
+        case AskBlocks() | AskCertificate():
             pass
     return question
 

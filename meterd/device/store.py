@@ -16,15 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from meterd.authority.attestation import CHECKS_ALL, Leaf, open_batch, prove
-from meterd.authority.certificate import Certificate, Receipt, certificate_of, votes_evidence
+from meterd.authority.certificate import (
+    Certificate,
+    Receipt,
+    certificate_of,
+    open_certificate,
+    votes_evidence,
+)
 from meterd.authority.effects import (
     DropBlocks,
     PutBatch,
     PutBlocks,
+    PutCertificate,
     PutCertified,
     PutCounters,
     PutEpoch,
     PutEvidence,
+    SendBatches,
+    SendCertificate,
+    SendEvidence,
 )
 from meterd.authority.snapshot import HeldBefore, Sequence, Snapshot
 from meterd.authority.witness import HASHES_KEPT, Vote
@@ -46,7 +56,7 @@ if TYPE_CHECKING:
     from meterd.authority.effects import Accuse, Certify, Load, Record
     from meterd.authority.roster import ChainId, Roster
 
-SCHEMA = 1
+SCHEMA = 2
 YEAR_2020_S = 1_577_836_800
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
 BATCHES_AT_ONCE = 64
@@ -75,6 +85,7 @@ CREATE TABLE vote (
     height INTEGER NOT NULL, hash BLOB NOT NULL, checks INTEGER NOT NULL,
     PRIMARY KEY (chain, kid)) WITHOUT ROWID;
 CREATE TABLE evidence (id BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE certificate (height INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE counter (name TEXT PRIMARY KEY, counter INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -230,6 +241,11 @@ class Store:
                     "INSERT OR IGNORE INTO evidence VALUES (?, ?)",
                     (record.evidence_id, record.evidence),
                 )
+            case PutCertificate():
+                run(
+                    "INSERT OR IGNORE INTO certificate VALUES (?, ?)",
+                    (record.height, record.certificate),
+                )
             case PutCounters():
                 many("INSERT OR REPLACE INTO counter VALUES (?, ?)", record.counters)
             case PutEpoch():
@@ -311,11 +327,23 @@ class Store:
 
     def evidence(self, evidence_id: bytes) -> bytes | None:
         """Return evidence by its id, or None."""
-        with _refusing(self._path):
-            row = self._db.execute(
-                "SELECT data FROM evidence WHERE id = ?", (evidence_id,)
-            ).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT data FROM evidence WHERE id = ?", evidence_id)
+        return rows[0][0] if rows else None
+
+    def answers(
+        self, effect: SendBatches | SendEvidence | SendCertificate, roster: Roster
+    ) -> list[bytes]:
+        """Return the messages that a peer has asked for; none where they are not here."""
+        match effect:
+            case SendBatches():
+                return self.batches(effect.kid, effect.first, effect.last)
+            case SendEvidence():
+                evidence = self.evidence(effect.evidence_id)
+                return [] if evidence is None else [evidence]
+            case SendCertificate():
+                assert roster.distributor is not None  # noqa: S101 - whose orders these are
+                made = self.certificate(roster.distributor, effect.height, roster)
+                return [] if made is None else [made[1].encode()]
 
     def snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         """Return what this node goes on from; `kid` is its own voting key's id."""
@@ -398,12 +426,13 @@ class Store:
 
     # --- proofs -----------------------------------------------------------------------------
 
-    def _batch(self, kid: bytes, number: int, leaf: Leaf) -> Batch | None:
+    def _batch(self, kid: bytes, number: int, leaf: Leaf, *, epoch: int = 0) -> Batch | None:
+        """Return a voter's batch that has this leaf, in `epoch` or in any; it may lie beside."""
         for (message,) in self._db.execute(
             "SELECT message FROM batch WHERE kid = ? AND number = ?", (kid, number)
         ):
             batch = open_batch(message, self._genesis)
-            if leaf in batch.leaves:
+            if leaf in batch.leaves and epoch in {0, batch.header.epoch}:
                 return batch
         return None
 
@@ -431,15 +460,14 @@ class Store:
         chain_id, height = certify.chain, certify.height
         if not certify.votes:
             return self.certificate(chain_id, height, roster)
-        quorums = roster.quorums(chain_id, height)
         votes = []
         with _refusing(self._path):
             for kid, number, leaf in certify.votes:
-                batch = self._batch(kid, number, leaf)
+                batch = self._batch(kid, number, leaf, epoch=certify.epoch)
                 if batch is not None and leaf.block_hash == self._hash_at(chain_id, leaf.height):
                     votes.append((batch, leaf))
-        epoch = votes[0][0].header.epoch if votes else 0
-        return self._certificate(chain_id, height, votes, quorums.get(epoch, 1))
+        needed = roster.quorums(chain_id, height)[certify.epoch]
+        return self._certificate(chain_id, height, votes, needed)
 
     def _certificate(
         self, chain_id: ChainId, height: int, votes: list[tuple[Batch, Leaf]], needed: int
@@ -472,15 +500,16 @@ class Store:
             found = self._db.execute(
                 "SELECT leaf.kid, leaf.height, batch.epoch, batch.message FROM leaf JOIN batch "
                 "ON batch.kid = leaf.kid AND batch.number = leaf.number "
-                "WHERE leaf.chain = ? AND leaf.height >= ? ORDER BY leaf.height",
+                "WHERE leaf.chain = ? AND leaf.height >= ? AND NOT batch.beside "
+                "ORDER BY leaf.height",
                 (self._chains.get(chain_id, 0), height),
             )
             for kid, _, epoch, message in found:
                 if (epoch, kid) in seen or epoch not in quorums:
                     continue
                 batch = open_batch(message, self._genesis)
-                leaf = next((leaf for leaf in batch.leaves if leaf.chain == chain_id), None)
-                if leaf is None or leaf.block_hash != self._hash_at(chain_id, leaf.height):
+                leaf = next(leaf for leaf in batch.leaves if leaf.chain == chain_id)
+                if leaf.block_hash != self._hash_at(chain_id, leaf.height):
                     continue  # of another history
                 seen.add((epoch, kid))
                 votes = by_epoch.setdefault(epoch, [])
@@ -489,7 +518,15 @@ class Store:
                     made = self._certificate(chain_id, height, votes, quorums[epoch])
                     if made is not None:
                         return made
-        return None
+        return self._kept_certificate(chain_id, height) if chain_id == roster.distributor else None
+
+    def _kept_certificate(
+        self, distributor: ChainId, height: int
+    ) -> tuple[bytes, Certificate] | None:
+        """Return an order with the certificate that a peer has shown."""
+        rows = self._rows("SELECT data FROM certificate WHERE height = ?", height)
+        sealed = [sealed for _, sealed in self.blocks(distributor, height, height)]
+        return (sealed[0], open_certificate(rows[0][0])) if rows and sealed else None
 
     def _hash_at(self, chain_id: ChainId, height: int) -> bytes:
         row = self._db.execute(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.messages import (
     AskBatches,
     AskBlocks,
+    AskCertificate,
     AskEvidence,
     AskHead,
     AskOwnBatch,
@@ -45,6 +46,7 @@ BODIES: Mapping[str, Body] = {
             AskEvidence(bytes(range(1, 33))),
             AskOwnBatch(KID, NONCE),
             AskHead(HOUSE, NONCE),
+            AskCertificate(2),
         ),
     ),
     "own-batch": OwnBatch(1, ORDER, KID, NONCE, 4, bytes(range(32))),

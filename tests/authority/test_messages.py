@@ -13,6 +13,7 @@ from meterd.authority.messages import (
     REASON_CHARS_MAX,
     AskBatches,
     AskBlocks,
+    AskCertificate,
     AskEvidence,
     AskHead,
     AskOwnBatch,
@@ -64,6 +65,7 @@ questions = (
     | st.builds(AskEvidence, hashes)
     | st.builds(AskOwnBatch, kids, nonces)
     | st.builds(AskHead, names, nonces)
+    | st.builds(AskCertificate, counts)
 )
 bodies = (
     st.builds(

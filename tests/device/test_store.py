@@ -280,9 +280,9 @@ def test_a_store_is_refused_that_is_of_another_network_or_node(
 
 
 def test_a_store_of_a_later_meterd_is_refused(store: Store, path: Path) -> None:
-    store._db.execute("PRAGMA user_version = 2")
+    store._db.execute("PRAGMA user_version = 9")
     store.close()
-    with pytest.raises(ConfigError, match="schema 2"):
+    with pytest.raises(ConfigError, match="schema 9"):
         open_store(path, genesis=GENESIS.hash, node=NODE, use=id)
 
 
