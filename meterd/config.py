@@ -155,7 +155,7 @@ class NetworkSettings:
         ca: Path of the street's root certificate; with `mqtts` only, as the next two.
         certificate: Path of this device's certificate.
         key: Path of its private key.
-        tick_ms: Attestations are collected for so long before they are signed.
+        tick_ms: Batches are signed at most so often; 0 signs each attestation at once.
         digest_ms: So often a node says what it holds, give or take half.
         line: Folder of `outbox` and `inbox`; empty stands for $RUNTIME_DIRECTORY, or else `line`
             in the state folder.

@@ -69,8 +69,9 @@ EVENTS_WAITING_MAX = 8192  # messages that no turn has taken: past it the newest
 BYTES_WAITING_MAX = 4_000_000  # ... and so many bytes of them
 EVENTS_AT_ONCE = 256  # taken in one turn, with one sync
 TURN_S = 0.1  # between two ticks while something waits for its time, or for an answer
-IDLE_S = 0.5  # ... and while nothing does
-KEPT_S_MAX = 0.5  # what nothing rests on is kept within so long
+IDLE_S = 1.0  # ... and while nothing does
+KEPT_S_MAX = 3.0  # what nothing rests on is kept within so long
+GATHER_MS_MAX = 250  # so long a message waits for others, and at most half a tick
 RECORDS_KEPT_MAX = 2048
 OUTBOX_S = 1.0
 OUTBOX_FILES_MAX = 128  # blocks lie there until they are certified, 64 of them; and questions
@@ -187,7 +188,8 @@ class Peer:
         self._stopping = False
         self._offered: dict[str, bytes] = {}
         self._kept: list[Record] = []
-        self._kept_from_s = 0.0
+        self._kept_late = False
+        self._kept_timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
         self._topics = f"m/{genesis.name}"
         self._urls = network.brokers
@@ -216,6 +218,7 @@ class Peer:
             deliver=self._deliver,
             tell=self._broker_tells,
             draw=random.random,
+            gather_s=min(network.tick_ms / 2, GATHER_MS_MAX) / 1000,
         )
 
     def close(self) -> None:
@@ -311,7 +314,7 @@ class Peer:
 
     def _pause_s(self) -> float:
         """Return how long to sleep until the next tick; batches have a timer of their own."""
-        return TURN_S if self.gossip.busy or self._kept else IDLE_S
+        return TURN_S if self.gossip.busy else IDLE_S
 
     def _read_outbox(self) -> None:
         """Take what the meter process offers; each once, since it lies there until certified."""
@@ -376,16 +379,15 @@ class Peer:
         What others signed, and nothing of ours rests on yet, waits a moment for the next
         transaction: lost with the process, it is as if it had not come, and comes again.
         """
-        now_s = time.monotonic()
         for effect in effects:
             if isinstance(effect, Persist):
                 if not self._kept:
-                    self._kept_from_s = now_s
+                    self._keep_soon()
                 self._kept += effect.records
         if self._kept and (
             any(map(_rests_on_store, effects))
             or len(self._kept) >= RECORDS_KEPT_MAX
-            or now_s - self._kept_from_s >= KEPT_S_MAX
+            or self._kept_late
         ):
             await self._keep()
         for effect in effects:
@@ -413,9 +415,20 @@ class Peer:
                 case Tell():
                     self._tell(effect)
 
+    def _keep_soon(self) -> None:
+        """Have what is kept from now on made durable within a while, whatever comes."""
+
+        def late() -> None:
+            self._kept_late = True
+            self._put(Tick())
+
+        self._kept_timer = asyncio.get_running_loop().call_later(KEPT_S_MAX, late)
+
     async def _keep(self) -> None:
         """Make durable what is kept; the loop reads on meanwhile: cards stall for seconds."""
-        records, self._kept = self._kept, []
+        records, self._kept, self._kept_late = self._kept, [], False
+        if self._kept_timer is not None:
+            self._kept_timer.cancel()
         if records:
             await asyncio.to_thread(self._store.perform, records)
 

@@ -173,13 +173,20 @@ def _signed(protected: bytes, root: bytes, genesis: bytes) -> bytes:
     return cbor2.dumps(["Signature1", protected, genesis, root])
 
 
-def _spellings(leaves: Sequence[Leaf]) -> list[bytes]:
-    spelt = [encode(list(leaf)) for leaf in leaves]
+def _spellings(leaves: Sequence[Leaf] | Sequence[tuple[Any, ...]]) -> list[bytes]:
+    spelt = [cbor2.dumps(list(leaf)) for leaf in leaves]
     return spelt if len(spelt) > 1 else [*spelt, PAD_LEAF]
 
 
 def sign_batch(header: Header, leaves: Sequence[Leaf], key: SigningKey, genesis: bytes) -> bytes:
-    """Return the message of a batch under a voting key.
+    """Return the message of a batch under a voting key; see `make_batch`."""
+    return make_batch(header, leaves, key, genesis)[1]
+
+
+def make_batch(
+    header: Header, leaves: Sequence[Leaf], key: SigningKey, genesis: bytes
+) -> tuple[Batch, bytes]:
+    """Return a batch under a voting key, and its message.
 
     Args:
         header: What it says of itself.
@@ -189,10 +196,13 @@ def sign_batch(header: Header, leaves: Sequence[Leaf], key: SigningKey, genesis:
     """
     ordered = sorted(leaves, key=lambda leaf: leaf.chain)
     spelt = _spellings(ordered)
-    protected = _protected(key_id(bytes(key.verify_key)), header, len(spelt))
+    kid = key_id(bytes(key.verify_key))
+    protected = _protected(kid, header, len(spelt))
     top = merkle.root(spelt)
-    signature = key.sign(_signed(protected, top, genesis)).signature
-    return encode([ATTEST_CONTEXT, protected, signature, list(map(list, ordered))])
+    signed = _signed(protected, top, genesis)
+    signature = key.sign(signed).signature
+    message = encode([ATTEST_CONTEXT, protected, signature, list(map(list, ordered))])
+    return Batch(header, kid, tuple(ordered), top, signature, signed), message
 
 
 def open_batch(message: bytes, genesis: bytes) -> Batch:

@@ -25,8 +25,8 @@ from meterd.authority.attestation import (
     Batch,
     Header,
     Leaf,
+    make_batch,
     open_batch,
-    sign_batch,
     verify_batch,
 )
 from meterd.authority.certificate import (
@@ -193,7 +193,9 @@ class Gossip:
         self._waiting: dict[ChainId, None] = {}
         self._behind: dict[ChainId, None] = {}
         self._batch_ms: int | None = None
+        self._attested_ms = -settings.tick_ms
         self._digest_ms = 0
+        self._head = b""
         self._digest_at = 0
         self._evidence_claimed: dict[bytes, str] = {}
         self._orders_claimed: dict[str, int] = {}
@@ -278,6 +280,7 @@ class Gossip:
             case Asked():
                 self._ask_head(event)
             case Stopping():
+                self._send_head()
                 self._keep_counters()
             case Connected():
                 self._digest_ms = min(self._digest_ms, now.mono_ms + self._jitter(500))
@@ -407,7 +410,7 @@ class Gossip:
             return
         self._out.append(Send("block", message))
         if held is not None and place[2] >= held.height:
-            self._out.append(Send("head", message, retain=True))
+            self._head = message
 
     # --- blocks and orders --------------------------------------------------------------------
 
@@ -427,7 +430,7 @@ class Gossip:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        if held.frozen or digest(message) == held.refused:
+        if held.frozen or (held.refused and digest(message) == held.refused):
             return
         try:
             chain, checks = judge_block(block, parts, held.chain, self.roster, self._now)
@@ -607,7 +610,7 @@ class Gossip:
 
     def _attest_soon(self) -> None:
         if self._batch_ms is None:
-            self._batch_ms = self._now.mono_ms + self._settings.tick_ms
+            self._batch_ms = max(self._now.mono_ms, self._attested_ms + self._settings.tick_ms)
 
     def _refuse(self, held: Held, height: int, block_hash: bytes, reason: str) -> None:
         name, incarnation = held.chain_id
@@ -740,8 +743,11 @@ class Gossip:
 
     def _certify(self, held: Held) -> None:
         """See up to where quorums have attested a chain."""
+        above = [vote.epoch for vote in held.votes.values() if vote.leaf.height > held.certified]
+        if len(above) < self.roster.quorum_least:
+            return
         best = (held.certified, held.certified_epoch)
-        for epoch in {vote.epoch for vote in held.votes.values()}:
+        for epoch in set(above):
             committee = self.roster.committee_of(epoch)
             if committee is None:
                 continue
@@ -967,6 +973,7 @@ class Gossip:
         self._batch_ms = None
         if not self._dirty:
             return
+        self._attested_ms = self._now.mono_ms
         if not self.booted or not self.votes or (self.epoch, self.kid) in self._closed:
             return
         if any(committee.epoch < self.epoch for committee in self._unclosed()):
@@ -1020,8 +1027,8 @@ class Gossip:
     def _sign(self, leaves: list[Leaf], closing: int, epoch: int) -> None:
         last = self.sequences.get(self.kid, NOTHING)
         header = Header(epoch, last.number + 1, last.batch_hash, max(self._now.wall_s, 0), closing)
-        message = sign_batch(header, leaves, self._key, self.roster.genesis)
-        self._keep_batch(open_batch(message, self.roster.genesis), message)
+        batch, message = make_batch(header, leaves, self._key, self.roster.genesis)
+        self._keep_batch(batch, message)
         self._out.append(Send("attest", message))
 
     # --- the boot rule of an authority ----------------------------------------------------------
@@ -1377,6 +1384,7 @@ class Gossip:
         if self._batch_ms is not None and now_ms >= self._batch_ms:
             self._attest()
         self._judge_waiting()
+        self._send_head()
         if now_ms >= self._digest_ms:
             period_ms = self._settings.digest_ms
             self._digest_ms = now_ms + period_ms // 2 + self._jitter(period_ms)
@@ -1384,6 +1392,12 @@ class Gossip:
         self._ask_all()
         if self._counters_dirty and now_ms - self._counters_ms >= COUNTERS_MS:
             self._keep_counters()
+
+    def _send_head(self) -> None:
+        """Publish our newest block for whoever comes later, at most once a tick."""
+        if self._head:
+            self._out.append(Send("head", self._head, retain=True))
+            self._head = b""
 
     def _keep_counters(self) -> None:
         self._counters_dirty, self._counters_ms = False, self._now.mono_ms

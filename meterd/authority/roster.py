@@ -79,12 +79,12 @@ class Committee:
     voters: tuple[tuple[str, bytes], ...]
     from_order: int
 
-    @property
+    @cached_property
     def quorum(self) -> int:
         """How many attestations certify."""
         return quorum(len(self.voters))
 
-    @property
+    @cached_property
     def faults_max(self) -> int:
         """How many of them may lie."""
         return faults_max(len(self.voters))
@@ -174,6 +174,11 @@ class Roster:
     def committee(self) -> Committee:
         """The voters of the last epoch."""
         return self.committees[-1]
+
+    @property
+    def quorum_least(self) -> int:
+        """The least quorum of any epoch: with fewer votes nothing is certified."""
+        return min(committee.quorum for committee in self.committees)
 
     def committee_of(self, epoch: int) -> Committee | None:
         """Return the voters of an epoch, or None where it is not known."""

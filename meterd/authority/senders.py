@@ -15,7 +15,7 @@ class Settings(NamedTuple):
     """How a node paces itself.
 
     Attributes:
-        tick_ms: Attestations are collected for so long; 0 attests each at once.
+        tick_ms: Batches are signed at most so often; 0 signs each attestation at once.
         digest_ms: A digest is sent so often, give or take half.
         bytes_s_max: Bytes a second taken of one sender; beyond it they are dropped.
         messages_s_max: Messages a second, likewise.

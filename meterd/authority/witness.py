@@ -123,6 +123,8 @@ class Held:
 
     def epoch_at(self, height: int) -> int:
         """Return the first epoch in which the block at `height` may be attested."""
+        if not self.epochs:
+            return 1
         return max((epoch for at, epoch in self.epochs if at <= height), default=1)
 
     def sort_vote(self, kid: bytes, vote: Vote) -> str:

@@ -64,9 +64,9 @@ max_queued_messages {queued}
 # The same in bytes, for each member: times {members} it is the most RAM that queues can take.
 max_queued_bytes {queued_bytes}
 
-# On their way to one member at a time, unacknowledged: the default, and with the longest packets
-# 1.4 MB; more is of use on lines with a long delay only.
-max_inflight_messages 20
+# On their way to one member at a time, unacknowledged: as many as a member takes. With the 20 of
+# the default it would acknowledge, and wait for more, five times as often while it catches up.
+max_inflight_messages 100
 
 # Seconds: within one and a half of it a member that has lost its line is seen as gone (its last
 # will). 60 is what most clients ask for of themselves; who speaks MQTT 5 is held to it.

@@ -51,7 +51,12 @@ CPU_PERCENT_MAX = 0.3
 PATIENCE_S = 30.0
 INTERVAL_S = 1800
 DAY_S = 86_400
-BROKER_LINES = ("set_tcp_nodelay true", "log_type none")
+BROKER_LINES = (
+    "set_tcp_nodelay true",
+    "log_type none",
+    "max_inflight_messages 100",
+    "max_queued_messages 20000",
+)
 REGISTERS = (bytes((1, 0, 1, 8, 0, 255)), bytes((1, 0, 2, 8, 0, 255)))
 CONFIG = """[meter]
 name = "{name}"

@@ -16,15 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from meterd.device.broker import (
-    PACKET_BYTES_MAX,
-    PAYLOAD_BYTES_MAX,
-    WAITING_BYTES_MAX,
-    WAITING_MAX,
-    Broker,
-    BrokerAddress,
-    parse_address,
-)
+from meterd.device.broker import Broker, BrokerAddress, parse_address
+from meterd.device.broker_client import PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX
+from meterd.device.broker_link import WAITING_BYTES_MAX, WAITING_MAX
 from meterd.errors import ConfigError
 from tests.mosquitto import Mosquitto
 
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 20.0  # only a failing test waits this long
 ACCEPTED_V5 = b"\x20\x03\x00\x00\x00"
 ACCEPTED_V311 = b"\x20\x02\x00\x00"
-SUBSCRIBE = 0x80
+SUBSCRIBE, PUBACK = 0x80, 0x40
 V5, V311 = 5, 4  # the level in CONNECT
 
 
@@ -123,8 +117,11 @@ class FakeBroker:
         *,
         later: bytes = b"",
         tls: ssl.SSLContext | None = None,
+        pieces: int = 1 << 20,
     ) -> None:
         self.answers = answers
+        self.acknowledged: asyncio.Queue[int] = asyncio.Queue()
+        self._pieces = pieces
         self.levels: list[int] = []
         self._tls = tls
         self._later = later
@@ -146,9 +143,14 @@ class FakeBroker:
                 writer.write(answer)
                 await writer.drain()
             while answer != b"":
-                kind, _ = await read_packet(reader)
+                kind, body = await read_packet(reader)
                 if kind & 0xF0 == SUBSCRIBE:
-                    writer.write(self._later)
+                    for at in range(0, len(self._later), self._pieces):
+                        writer.write(self._later[at : at + self._pieces])
+                        await writer.drain()
+                        await asyncio.sleep(0)
+                elif kind == PUBACK:
+                    self.acknowledged.put_nowait(int.from_bytes(body[:2], "big"))
         writer.close()
 
 
@@ -676,6 +678,10 @@ def test_a_broker_that_sends_garbage_is_told_and_left(answer: bytes) -> None:
         pytest.param(b"\x34\x07\x00\x01a\x00\x01\x00!", "QoS 2", id="QoS 2"),
         pytest.param(b"\x00\x00", "not MQTT", id="a packet of no kind"),
         pytest.param(b"\x32\x01\x00", "not MQTT", id="half a message"),
+        pytest.param(b"\x30\x05\x00\x09a\x00!", "not MQTT", id="a topic longer than its message"),
+        pytest.param(b"\x30\x05\x00\x01a\x09!", "not MQTT", id="properties longer than it"),
+        pytest.param(b"\x30\x08\x00\x01a\xff\xff\xff\xff\x00", "misspelt", id="endless properties"),
+        pytest.param(b"\x30\x05\x00\x01a\xff\xff", "misspelt", id="half a length of properties"),
         pytest.param(b"\xe0\x01\x8b", "Server shutting down", id="its farewell"),
     ],
 )
@@ -714,6 +720,36 @@ def test_a_topic_that_is_not_utf_8_is_dropped_and_counted() -> None:
             async with running(ann):
                 assert await ann.delivered.get() == ("a", b"!")
                 assert ann.broker.oversize == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [(V5, ACCEPTED_V5), (V311, ACCEPTED_V311)], ids=["5", "3.1.1"]
+)
+@pytest.mark.parametrize("gather_s", [0.0, 0.01])
+def test_messages_are_delivered_in_whatever_pieces_they_come(
+    version: int, accepted: bytes, gather_s: float
+) -> None:
+    noted = b"\x26\x00\x01k\x00\x96" + bytes(150)  # a user property
+    properties = b"\x9c\x01" + noted if version == V5 else b""
+    rest = bytes([0x80 | (6 + len(properties)) % 128, (6 + len(properties)) // 128])
+    sent = b"".join(
+        b"\x32" + rest + b"\x00\x01a" + number.to_bytes(2, "big") + properties + payload
+        for number, payload in ((1, b"!"), (2, b"?"), (256, b"."))
+    )
+
+    async def scene() -> None:
+        for pieces in (1, 7, 1000):
+            fake = FakeBroker({version: accepted}, later=sent, pieces=pieces)
+            async with fake as port:
+                ann = Peer(port, gather_s=gather_s)
+                if version == V311:
+                    ann.broker._protocols = ("3.1.1",)
+                async with running(ann):
+                    came = [await ann.delivered.get() for _ in range(3)]
+                    assert came == [("a", b"!"), ("a", b"?"), ("a", b".")]
+                    assert [await fake.acknowledged.get() for _ in range(3)] == [1, 2, 256]
 
     play(scene)
 
