@@ -89,7 +89,6 @@ def _edited(edit: Edit) -> Iterator[None]:
 
 _CALM = Plan(0, drop=0.0, crashes=0, partitions=0, broker_deaths=0, jumps=0, meters=1, seconds=8)
 _STORM = replace(_CALM, drop=0.3, crashes=12, partitions=2, meters=2)
-_FORK = replace(_CALM, partitions=3, forkers=(0,), forking=1.0)
 
 BUGS: dict[str, Bug] = {
     "a majority is a quorum": Bug(
@@ -97,7 +96,21 @@ BUGS: dict[str, Bug] = {
             Edit(roster, "quorum", "(voters + faults_max(voters)) // 2", "voters // 2"),
             Edit(sim_oracle, "needed", "(voters + faults(voters)) // 2", "voters // 2"),
         ),
-        replace(_FORK, voters=5, liars=(4,)),
+        # Two of five are cut off from two; the liar and its meter have a face for each side.
+        replace(
+            _CALM,
+            voters=5,
+            meters=5,
+            liars=(4,),
+            forkers=(4,),
+            forking=0.0,
+            script=(
+                Step(0, "show", (("house-0", "house-1", "house-2", "house-3"),)),
+                Step(2400, "show", (("house-0", "house-1"),)),
+                Step(2500, "cut", (3000, ("house-0", "house-1"))),
+                Step(2600, "let_fork", ("house-4",)),
+            ),
+        ),
         "two certificates",
     ),
     "a lock is not persisted": Bug(
