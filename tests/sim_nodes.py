@@ -287,7 +287,7 @@ class SimNode:
         """Begin from what is on the card."""
         if self.gossip is not None:
             return
-        self.store.begin_start()
+        self.store.begin_start(self.now().wall_s)
         snapshot = self.store.snapshot(self.kid, self.world.oracle.proven.distributor)
         self.gossip = Gossip(
             self.world.genesis,

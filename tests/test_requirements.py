@@ -218,7 +218,7 @@ class Net:
 
     def __init__(self, genesis: Genesis = GENESIS, settings: Settings = EAGER) -> None:
         self.genesis, self.settings = genesis, settings
-        self.mono_ms = 0
+        self.mono_ms, self.synchronised = 0, True
         self.queue: list[Post] = []
         self.broker: Callable[[list[Post]], Iterable[Post]] = lambda posts: posts
         self.tampers: Callable[[str, bytes, Member], None] = lambda *_: None
@@ -226,7 +226,7 @@ class Net:
 
     @property
     def now(self) -> Now:
-        return Now(self.mono_ms, WALL_S, synchronised=True)
+        return Now(self.mono_ms, WALL_S, self.synchronised)
 
     def settle(self, rounds: int = ROUNDS, ms: int = ROUND_MS) -> None:
         """Let time pass until all have said what they have to say."""
@@ -461,7 +461,29 @@ def test_t2_a_senders_counters_go_up_whatever_happens_to_it() -> None:
         counters = [counter for _, counter in said]
         assert {name for name, _ in said} == {node.name}
         assert counters == sorted(set(counters))
-        assert {counter >> 32 for counter in counters} == {1, 2, 3, 4}
+        first = counters[0] >> 32
+        assert {counter >> 32 for counter in counters} == {first + at for at in range(4)}
+
+
+def test_t2_a_node_on_an_older_card_is_heard_again_once_it_knows_the_time() -> None:
+    net = Net()
+    house, other = net.nodes[HOUSE], net.nodes[OTHER_HOUSE]
+    net.settle(6)  # its messages count from the time of its start
+    house.store._db.execute("UPDATE meta SET value = 0 WHERE key = 'starts'")
+    net.synchronised = False
+    house.start()
+    heard_ms = other.gossip.heard[HOUSE]
+    net.settle(6)
+    assert other.gossip.counts["replayed"] >= 6
+    assert other.gossip.heard[HOUSE] == heard_ms
+    net.synchronised = True
+    net.settle(6)
+    assert other.gossip.heard[HOUSE] > heard_ms
+    house.start()  # and at the next start, whose clock may be wrong again
+    net.synchronised = False
+    replayed = other.gossip.counts["replayed"]
+    net.settle(6)
+    assert other.gossip.counts["replayed"] == replayed
 
 
 # --- T4 -------------------------------------------------------------------------------------------
@@ -535,7 +557,7 @@ def test_t4_no_more_is_answered_a_second_than_is_stated() -> None:
         before = len(node.sent)
         for at in range(500):
             fetch = Fetch(OTHER_HOUSE, (AskBlocks(HOUSE, 1, 1, 4),))
-            said = Said(FEEDER, (9 << 32) + second * 500 + at, fetch)
+            said = Said(FEEDER, (1 << 62) + second * 500 + at, fetch)
             node.feed(Received(FEEDER, say(said, asks, GENESIS.hash)))
         answered = len(node.sent) - before
         assert answered == (2 if second == 0 else 1) * TIGHT.messages_s_max

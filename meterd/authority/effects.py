@@ -134,6 +134,12 @@ class PutCounters(NamedTuple):
     counters: tuple[tuple[str, int], ...]
 
 
+class PutStart(NamedTuple):
+    """The number of this start, which the messages that are said from now on begin with."""
+
+    number: int
+
+
 class PutEpoch(NamedTuple):
     """This node has begun an epoch."""
 
@@ -148,6 +154,7 @@ Record: TypeAlias = (
     | PutEvidence
     | PutCertificate
     | PutCounters
+    | PutStart
     | PutEpoch
 )
 

@@ -61,6 +61,7 @@ from meterd.authority.effects import (
     PutCounters,
     PutEpoch,
     PutEvidence,
+    PutStart,
     Received,
     Record,
     Sealed,
@@ -75,6 +76,7 @@ from meterd.authority.effects import (
 from meterd.authority.messages import (
     ASKED_MAX,
     BLOCKS_CONTEXT,
+    COUNTED_FROM_S,
     COUNTER_START_BITS,
     HEADS_MAX,
     AskBatches,
@@ -172,6 +174,7 @@ class Gossip:
         self._pending: list[Roster] = []  # rosters behind orders that are not certified yet
         self.chains: dict[ChainId, Held] = {}
         self.epoch = snapshot.epoch
+        self._starts, self._starts_timed = snapshot.starts, False
         self._counter = snapshot.starts << COUNTER_START_BITS
         self._counters = dict(snapshot.counters)
         self._counters_dirty = False
@@ -266,6 +269,8 @@ class Gossip:
     def step(self, event: Event, now: Now) -> list[Effect]:
         """Take an event; return what is to be done about it, in this order."""
         self._now = now
+        if now.synchronised and not self._starts_timed:
+            self._time_start()
         match event:
             case Received():
                 self._receive(event.sender, event.message)
@@ -315,6 +320,18 @@ class Gossip:
 
     def _tell(self, level: int, event: str, **fields: str | int) -> None:
         self._out.append(Tell(level, event, tuple(fields.items())))
+
+    def _time_start(self) -> None:
+        """Number this start anew once the time is known.
+
+        On a card that was put back, or with a clock that went on from its last stop, it had a
+        number that the neighbours have heard later ones of: they would take all for replayed.
+        """
+        self._starts_timed = True
+        number = self._now.wall_s - COUNTED_FROM_S
+        if number > self._starts:
+            self._starts, self._counter = number, number << COUNTER_START_BITS
+            self._records.append(PutStart(number))
 
     def _say(self, topic: str, body: Body) -> None:
         self._counter += 1

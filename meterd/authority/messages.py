@@ -42,6 +42,7 @@ REASON_CHARS_MAX = 200
 HEADS_MAX = 256  # heads in one digest; more chains take turns
 ASKED_MAX = 64  # questions in one message
 COUNTER_START_BITS = 32
+COUNTED_FROM_S = 1_577_836_800  # 2020: starts are numbered by the seconds since, or one by one
 
 
 class Digest(NamedTuple):

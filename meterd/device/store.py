@@ -32,10 +32,12 @@ from meterd.authority.effects import (
     PutCounters,
     PutEpoch,
     PutEvidence,
+    PutStart,
     SendBatches,
     SendCertificate,
     SendEvidence,
 )
+from meterd.authority.messages import COUNTED_FROM_S
 from meterd.authority.snapshot import HeldBefore, Sequence, Snapshot
 from meterd.authority.witness import HASHES_KEPT, Vote
 from meterd.errors import (
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from meterd.authority.roster import ChainId, Roster
 
 SCHEMA = 2
-YEAR_2020_S = 1_577_836_800
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
 BATCHES_AT_ONCE = 64
 BUSY_S = 5.0  # `meterctl` may be reading
@@ -187,7 +188,7 @@ class Store:
         By the seconds since 2020, where the clock is right: a store that was lost begins with no
         number, and its node's messages must not count as replayed.
         """
-        now = max(0, wall_s - YEAR_2020_S)
+        now = max(0, wall_s - COUNTED_FROM_S)
         with _refusing(self._path):
             self._db.execute(
                 "UPDATE meta SET value = max(value + 1, ?) WHERE key = 'starts'", (now,)
@@ -248,6 +249,8 @@ class Store:
                 )
             case PutCounters():
                 many("INSERT OR REPLACE INTO counter VALUES (?, ?)", record.counters)
+            case PutStart():
+                run("UPDATE meta SET value = ? WHERE key = 'starts'", (record.number,))
             case PutEpoch():
                 run("UPDATE meta SET value = ? WHERE key = 'epoch'", (record.epoch,))
 
