@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.authority import attestation, boot, certificate, gossip, roster
+from meterd.authority import attestation, boot, certificate, roster, voting
 from meterd.device.store import Store
 from meterd.ledger import encoding
 from tests import sim_nodes, sim_oracle
@@ -140,7 +140,7 @@ BUGS: dict[str, Bug] = {
                 "sequences=tuple(sequences),",
                 "sequences=tuple(one for one in sequences if one[0] != kid),",
             ),
-            Edit(gossip.Gossip, "_boot", "votes=True) == 0", "votes=True) >= 0"),
+            Edit(voting.Voting, "boot", "votes=True) == 0", "votes=True) >= 0"),
         ),
         _STORM,
         "is honest, and (signs two batches|attests two histories)",
@@ -164,7 +164,7 @@ BUGS: dict[str, Bug] = {
     ),
     "a boot answer without its nonce": Bug(
         (
-            Edit(gossip.Gossip, "_take_own_batch", " or body.nonce != self._nonce", ""),
+            Edit(voting.Voting, "take_own_batch", " or body.nonce != self._node.nonce", ""),
             Edit(
                 boot.HeadSearch,
                 "take",
@@ -183,9 +183,12 @@ BUGS: dict[str, Bug] = {
     "an epoch begins without handover": Bug(
         (
             Edit(
-                gossip.Gossip, "_turn_epoch", "closed < self.committee.quorum and", "closed < 0 and"
+                voting.Voting,
+                "_turn_epoch",
+                "closed < self._node.committee.quorum and",
+                "closed < 0 and",
             ),
-            Edit(gossip.Gossip, "_locks_adopted", "adopted >= before.quorum", "adopted >= 0"),
+            Edit(voting.Voting, "_locks_adopted", "adopted >= before.quorum", "adopted >= 0"),
         ),
         # Two of the old voters hear of the order and of nothing after it but a liar's word; the
         # liar's meter shows them one block, and those who are to vote with it from then on another.
@@ -234,8 +237,8 @@ BUGS: dict[str, Bug] = {
     "a vote counts twice": Bug(
         (
             Edit(
-                gossip.Gossip,
-                "_certify",
+                voting.Voting,
+                "certify",
                 "if len(heights) >= committee.quorum:",
                 "if len(heights := sorted(heights * 2, reverse=True)) >= committee.quorum:",
             ),

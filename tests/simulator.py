@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nacl.signing import VerifyKey
 
-from meterd.authority import gossip, witness
+from meterd.authority import asking, judging, voting, witness
 from meterd.authority.attestation import prove
 from meterd.authority.certificate import (
     open_receipt,
@@ -54,12 +54,14 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (store, "HASHES_KEPT", 6),
     (store, "BLOCKS_BYTES_MAX", 1500),
     (store, "BATCHES_AT_ONCE", 20),
-    (gossip, "WAITING_MAX", 2),
-    (gossip, "BLOCKS_ASKED_MAX", 5),
-    (gossip, "BATCHES_ASKED_MAX", 20),
-    (gossip, "LEAVES_MAX", 4),
-    (gossip, "ASKED_MAX", 2),
-    (gossip, "CLAIMS_MAX", 2),
+    (judging, "WAITING_MAX", 2),
+    (asking, "BLOCKS_ASKED_MAX", 5),
+    (judging, "BLOCKS_ASKED_MAX", 5),
+    (voting, "BLOCKS_ASKED_MAX", 5),
+    (asking, "BATCHES_ASKED_MAX", 20),
+    (voting, "LEAVES_MAX", 4),
+    (asking, "ASKED_MAX", 2),
+    (asking, "CLAIMS_MAX", 2),
 )
 
 

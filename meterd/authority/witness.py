@@ -14,8 +14,10 @@ from nacl.signing import VerifyKey
 
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, TIMELY, Leaf
 from meterd.errors import BlockRejectedError
+from meterd.ledger.block import BLOCK_CONTEXT, decode_block
 from meterd.ledger.chain import Chain, verify_block
 from meterd.ledger.encoding import verify_seal
+from meterd.ledger.order import decode_order
 
 if TYPE_CHECKING:
     from meterd.authority.effects import Now
@@ -204,3 +206,19 @@ def limit_uj(block: Block, enrolled: Enrolled) -> int:
     """Return the energy that its main fuses let through while the block was measured, in uJ."""
     power_mw = enrolled.mains_clamps * enrolled.fuse_ma * enrolled.nominal_mv // 1000
     return power_mw * LIMIT_TENTHS // 10 * max(block.clock.measured_ms, 1)
+
+
+def previous_of(payload: bytes) -> bytes:
+    """Return what a block or an order links to."""
+    if BLOCK_CONTEXT.encode() in payload[:24]:
+        return decode_block(payload).previous
+    return decode_order(payload).previous
+
+
+def place_of(payload: bytes) -> tuple[str, int, int]:
+    """Return name, incarnation and height of a block or an order that has been verified."""
+    if BLOCK_CONTEXT.encode() in payload[:24]:
+        block = decode_block(payload)
+        return block.meter, block.incarnation, block.height
+    order = decode_order(payload)
+    return order.distributor, order.incarnation, order.height

@@ -81,7 +81,7 @@ class Member:
 
     def pace(self, tick_ms: int) -> None:
         """Collect attestations for so long."""
-        self.gossip._settings = Settings(tick_ms=tick_ms)
+        self.gossip.settings = Settings(tick_ms=tick_ms)
 
     def turn(self) -> None:
         """Take what has come, as the shell does: many events, one commit; then send."""

@@ -546,7 +546,7 @@ def known(core: Gossip, liars: Container[bytes]) -> dict[str, Any]:
                 "certified": held.certified,
                 "frozen": held.frozen,
                 "votes": votes,
-                "own": core._own_vote(held),
+                "own": core.voting._own_vote(held),
                 "epoch": held.epoch_at(held.height),
             }
     return {
@@ -555,7 +555,7 @@ def known(core: Gossip, liars: Container[bytes]) -> dict[str, Any]:
         "committees": core.roster.committees,
         "epoch": core.epoch,
         "sequences": core.sequences,
-        "closed": core._closed,
+        "closed": core.voting._closed,
         "evidence": set(core.evidence),
         "accused": set(core.accused),
     }
@@ -566,7 +566,7 @@ def test_a_node_goes_on_from_its_store_as_from_its_memory(world: World) -> None:
     assert len(found) >= 3
     assert sum(len(core.sequences) for _, core in found) > 3
     for node, core in found:
-        liars = core._strays
+        liars = core.voting._strays
         assert known(rebuilt(world, node), liars) == known(core, liars), node.name
 
 

@@ -1,0 +1,310 @@
+"""What a node asks of others, what it answers them, and what it tells all of them of itself.
+
+Nobody's word counts here for more than a reason to ask: what comes is judged elsewhere. One peer
+is asked at a time for one thing, another after `ANSWER_MS`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterd.authority.effects import (
+    Asked,
+    Certify,
+    Deliver,
+    Load,
+    SendBatches,
+    SendCertificate,
+    SendEvidence,
+)
+from meterd.authority.messages import (
+    ASKED_MAX,
+    HEADS_MAX,
+    AskBatches,
+    AskBlocks,
+    AskCertificate,
+    AskEvidence,
+    AskHead,
+    AskOwnBatch,
+    Digest,
+    Fetch,
+    HeadHeld,
+    OwnBatch,
+    Question,
+)
+from meterd.authority.snapshot import NOTHING
+from meterd.authority.witness import place_of
+from meterd.ledger.encoding import take_apart
+
+if TYPE_CHECKING:
+    from meterd.authority.node import Node
+    from meterd.authority.roster import ChainId
+    from meterd.authority.witness import Held
+
+HEADS_IN_TURN = 64  # in each digest besides those that have grown: in a street, all of them
+BLOCKS_ASKED_MAX = 1000  # at a time; the answer is cut at what a message holds
+BATCHES_ASKED_MAX = 64  # as many as a store gives at once
+ANSWER_MS = 2000  # after that another peer is asked
+CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
+EVIDENCE_SHOWN_MAX = 64  # ids in a digest
+
+
+class Asking:
+    """What one node asks and answers.
+
+    Attributes:
+        behind: Chains that somebody says to hold more of.
+        batches_wanted: By key id and peer, up to which of a voter's batches that peer has it.
+        batches_asked: By key id: (peer, when, up to which) of the question that is open.
+        evidence_claimed: Evidence that is lacking, and who has it.
+    """
+
+    def __init__(self, node: Node) -> None:
+        """Ask nothing yet."""
+        self._node = node
+        self.behind: dict[ChainId, None] = {}
+        self.batches_wanted: dict[bytes, dict[str, int]] = {}
+        self.batches_asked: dict[bytes, tuple[str, int, int]] = {}
+        self.evidence_claimed: dict[bytes, str] = {}
+        self._orders_claimed: dict[str, int] = {}
+        self._order_asked: tuple[str, int] | None = None
+        self._digest_at = 0
+
+    def take_head(self, sender: str, body: HeadHeld, message: bytes) -> None:
+        """Hand the answer to our meter, and fetch what it tells of."""
+        if body.meter != self._node.meter:
+            return
+        self.claim_order(sender, body.order[0])
+        held = self._node.chains.get((body.meter, body.incarnation))
+        if held is None and (body.meter, body.incarnation) in self._node.roster.chains:
+            held = self._node.hold((body.meter, body.incarnation))
+        if held is not None:
+            self.claim(held, sender, body.height)
+        self._node.out.append(Deliver("answer", message))
+        self.ask_all()
+
+    def answer(self, sender: str, question: Question) -> None:
+        """Answer what is held here; to what is not, say nothing."""
+        order = (self._node.roster.head.height, self._node.roster.head.order_hash)
+        topic = f"answer/{sender}"
+        match question:
+            case AskBlocks():
+                chain_id = (question.name, question.incarnation)
+                held = self._node.chains.get(chain_id)
+                if held is not None and 0 < question.first <= held.height:
+                    last = min(question.last, held.height, question.first + BLOCKS_ASKED_MAX)
+                    self._node.out.append(Load(chain_id, question.first, last, ("send", sender)))
+            case AskBatches():
+                last_known = self._node.sequences.get(question.kid, NOTHING).number
+                if 0 < question.first <= last_known:
+                    last = min(question.last, last_known, question.first + BATCHES_ASKED_MAX)
+                    self._node.out.append(SendBatches(sender, question.kid, question.first, last))
+            case AskEvidence():
+                if question.evidence in self._node.evidence:
+                    self._node.out.append(SendEvidence(sender, question.evidence))
+            case AskCertificate():
+                if 0 < question.height <= self._node.roster.head.height:
+                    self._node.out.append(SendCertificate(sender, question.height))
+            case AskOwnBatch():
+                last_one = self._node.sequences.get(question.kid, NOTHING)
+                self._node.say(
+                    topic,
+                    OwnBatch(
+                        self._node.epoch,
+                        order,
+                        question.kid,
+                        question.nonce,
+                        last_one.number,
+                        last_one.batch_hash,
+                    ),
+                )
+            case AskHead():
+                self._node.say(topic, self._head_held(question, order))
+
+    def _head_held(self, question: AskHead, order: tuple[int, bytes]) -> HeadHeld:
+        enrolled = self._node.roster.newest(question.meter)
+        held = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
+        incarnation, height, head_hash = 0, 0, bytes(32)
+        if held is not None and held.height:
+            incarnation, height, head_hash = held.chain_id[1], held.height, held.head_hash
+        return HeadHeld(
+            self._node.epoch, order, question.meter, question.nonce, incarnation, height, head_hash
+        )
+
+    def ask_head(self, asked: Asked) -> None:
+        """Our meter has started: ask for its head, and tell it what it may have missed."""
+        distributor = self._node.roster.distributor
+        if distributor is not None:
+            for height in range(1, self._node.hold(distributor).certified + 1):
+                self._node.out.append(Certify(distributor, height))
+        enrolled = self._node.roster.newest(asked.meter)
+        own = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
+        if own is not None and own.certified:
+            self._node.out.append(Certify(own.chain_id, own.certified))
+        if own is not None and own.height > asked.height:
+            self._node.out.append(Load(own.chain_id, asked.height + 1, own.height, ("own",)))
+        for name, _ in self._node.committee.voters:
+            if name != self._node.name:
+                self.ask(name, AskHead(asked.meter, asked.nonce))
+
+    def take_digest(self, sender: str, body: Digest) -> None:
+        """Ask for what a peer says that it holds and is not held here."""
+        self.claim_order(sender, body.order[0])
+        for name, incarnation, height, block_hash in body.heads:
+            held = self._node.chains.get((name, incarnation))
+            if held is None:
+                if height == 0 or (name, incarnation) not in self._node.roster.chains:
+                    continue
+                held = self._node.hold((name, incarnation))
+            if height > held.height:
+                self.claim(held, sender, height)
+            elif height:
+                here = held.hashes.get(height)
+                if here is not None and here != block_hash and not held.frozen:
+                    self.ask(sender, AskBlocks(name, incarnation, height, height))
+        for kid, number, batch_hash in body.batches:
+            last = self._node.sequences.get(kid, NOTHING)
+            if number > last.number:
+                if self._node.voter_name(kid):
+                    self.claim_batches(kid, sender, number)
+            elif number == last.number and batch_hash != last.batch_hash:
+                self.ask(sender, AskBatches(kid, number, number))
+        for evidence_id in body.evidence:
+            if evidence_id not in self._node.evidence and len(self.evidence_claimed) < HEADS_MAX:
+                self.evidence_claimed[evidence_id] = sender
+        self.ask_all()
+
+    def ask(self, peer: str, *questions: Question) -> None:
+        """Ask a peer."""
+        self._node.say(f"fetch/{peer}", Fetch(peer, questions))
+
+    def claim(self, held: Held, peer: str, height: int) -> None:
+        """Remember that a peer says it holds a chain up to `height`."""
+        if not peer or peer == self._node.name or height <= held.height:
+            return
+        if peer in held.wanted or len(held.wanted) < CLAIMS_MAX:
+            held.wanted[peer] = max(height, held.wanted.get(peer, 0))
+            self.behind[held.chain_id] = None
+
+    def claim_order(self, peer: str, height: int) -> None:
+        """Remember that a peer knows orders up to this height."""
+        distributor = self._node.roster.distributor
+        if (
+            distributor is not None
+            and height > self._node.roster.head.height
+            and peer != self._node.name
+        ):
+            self._orders_claimed[peer] = height
+            self.claim(self._node.hold(distributor), peer, height)
+
+    def claim_batches(self, kid: bytes, peer: str, number: int) -> None:
+        """Remember that a peer has a voter's batches up to this number."""
+        if (
+            peer
+            and peer != self._node.name
+            and number > self._node.sequences.get(kid, NOTHING).number
+        ):
+            self.batches_wanted.setdefault(kid, {})[peer] = number
+
+    def _open(self, asked: tuple[str, int] | tuple[str, int, int] | None) -> bool:
+        return asked is not None and 0 < self._node.now.mono_ms - asked[1] + 1 <= ANSWER_MS
+
+    def ask_all(self) -> None:
+        """Ask for all that is known to be lacking, a few peers at a time."""
+        asked: dict[str, list[Question]] = {}
+        self.ask_batches()
+        for chain_id in list(self.behind):
+            lacking = self._lacking(self._node.chains[chain_id])
+            if lacking is not None:
+                asked.setdefault(lacking[0], []).append(lacking[1])
+        self._ask_certificate()
+        for evidence_id, peer in list(self.evidence_claimed.items()):
+            del self.evidence_claimed[evidence_id]
+            if evidence_id not in self._node.evidence:
+                asked.setdefault(peer, []).append(AskEvidence(evidence_id))
+        for peer, questions in asked.items():
+            for at in range(0, len(questions), ASKED_MAX):
+                self.ask(peer, *questions[at : at + ASKED_MAX])
+
+    def ask_batches(self) -> None:
+        """Ask for the batches that are known to be lacking."""
+        for kid, wanted in self.batches_wanted.items():
+            last = self._node.sequences.get(kid, NOTHING).number
+            for peer in [peer for peer, number in wanted.items() if number <= last]:
+                del wanted[peer]
+            asked = self.batches_asked.get(kid)
+            if not wanted or self._open(asked):
+                continue
+            peer = self._choose(wanted, asked)
+            until = min(wanted[peer], last + BATCHES_ASKED_MAX)
+            self.batches_asked[kid] = (peer, self._node.now.mono_ms, until)
+            self.ask(peer, AskBatches(kid, last + 1, until))
+
+    def _ask_certificate(self) -> None:
+        """Ask who holds more orders for certified than we what makes the next one of ours so."""
+        height = self._node.roster.head.height + 1
+        for peer in [peer for peer, claimed in self._orders_claimed.items() if claimed < height]:
+            del self._orders_claimed[peer]
+        if not self._orders_claimed or not self._node.pending or self._open(self._order_asked):
+            return
+        peer = self._choose(self._orders_claimed, self._order_asked)
+        self._order_asked = (peer, self._node.now.mono_ms)
+        self.ask(peer, AskCertificate(height))
+
+    def go_on_asking(self, sender: str, last: bytes) -> None:
+        """An answer came: ask for what follows, without waiting for the next tick."""
+        name, incarnation, height = place_of(take_apart(last).payload)
+        held = self._node.chains.get((name, incarnation))
+        if held is None or held.asked is None or held.asked[0] != sender:
+            return
+        if held.height < height:
+            return  # it was of no use: asked again in its time
+        held.asked = None
+        if (lacking := self._lacking(held)) is not None:
+            self.ask(*lacking)
+
+    def _lacking(self, held: Held) -> tuple[str, AskBlocks] | None:
+        """Return whom to ask what a chain lacks, noted as asked; None if there is nothing."""
+        for peer in [peer for peer, height in held.wanted.items() if height <= held.height]:
+            del held.wanted[peer]
+        if not held.wanted:
+            self.behind.pop(held.chain_id, None)
+        if not held.wanted or self._open(held.asked) or held.frozen:
+            return None
+        peer = self._choose(held.wanted, held.asked)
+        first = held.height + 1
+        last = min(held.wanted[peer], held.height + BLOCKS_ASKED_MAX)
+        while first < last and first in held.waiting:
+            first += 1
+        held.asked = (peer, self._node.now.mono_ms)
+        return peer, AskBlocks(*held.chain_id, first, last)
+
+    def _choose(
+        self, wanted: dict[str, int], asked: tuple[str, int] | tuple[str, int, int] | None
+    ) -> str:
+        """Return whom to ask: not the one who has just not answered, if there is another."""
+        peers = sorted(wanted)
+        if asked is not None and asked[0] in peers and len(peers) > 1:
+            peers.remove(asked[0])
+        return peers[self._node.jitter(len(peers))]
+
+    def send_digest(self) -> None:
+        """Tell all what is held here, chains in turn."""
+        fresh, self._node.grown = list(self._node.grown)[:HEADS_MAX], {}
+        chains = [chain_id for chain_id, held in self._node.chains.items() if held.height]
+        if self._digest_at >= len(chains):
+            self._digest_at = 0
+        turn = chains[self._digest_at : self._digest_at + HEADS_IN_TURN]
+        self._digest_at += HEADS_IN_TURN
+        heads = tuple(
+            (*chain_id, self._node.chains[chain_id].height, self._node.chains[chain_id].head_hash)
+            for chain_id in dict.fromkeys([*fresh, *turn][:HEADS_MAX])
+        )
+        batches = tuple(
+            (kid, last.number, last.batch_hash) for kid, last in self._node.sequences.items()
+        )[-HEADS_MAX:]
+        order = (self._node.roster.head.height, self._node.roster.head.order_hash)
+        self._node.say(
+            "digest",
+            Digest(order, heads, batches, tuple(self._node.evidence)[-EVIDENCE_SHOWN_MAX:]),
+        )

@@ -1,0 +1,346 @@
+"""What a node does with blocks and orders that come: hold, refuse, keep waiting, or change sides.
+
+`witness` has the rules for one block. Here is where it goes on: a chain of which another history
+turns up, blocks that come before those that they follow, and a history that a quorum certified
+while this node held another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterd.authority.asking import BLOCKS_ASKED_MAX
+from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, Leaf
+from meterd.authority.certificate import open_enrolled
+from meterd.authority.effects import DropBlocks, Load, PutBlocks
+from meterd.authority.messages import AskBlocks, Refusal
+from meterd.authority.roster import OrderUnknownError
+from meterd.authority.witness import BlockEarlyError, judge_block, previous_of
+from meterd.errors import BlockRejectedError, EncodingError
+from meterd.ledger.block import BLOCK_CONTEXT, decode_block
+from meterd.ledger.chain import head_behind
+from meterd.ledger.encoding import digest, key_id, take_apart
+from meterd.ledger.order import ORDER_CONTEXT, ForkResolve, Order, Replace, decode_order, open_order
+
+if TYPE_CHECKING:
+    from meterd.authority.asking import Asking
+    from meterd.authority.node import Node
+    from meterd.authority.roster import ChainId
+    from meterd.authority.voting import Voting
+    from meterd.authority.witness import Held
+    from meterd.ledger.encoding import Sealed as Parts
+
+WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
+BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
+REFUSED_MAX = 64  # of the last refusals, to be shown
+
+
+class Judging:
+    """What one node makes of blocks and orders.
+
+    Attributes:
+        waiting: Chains of which blocks wait: for those before, for an order, or for their time.
+    """
+
+    def __init__(self, node: Node, asking: Asking, voting: Voting) -> None:
+        """Hold nothing yet."""
+        self._node, self._asking, self._voting = node, asking, voting
+        self.waiting: dict[ChainId, None] = {}
+
+    def take(self, sender: str, message: bytes, parts: Parts) -> bool:
+        """Take a block or an order; say whether it is one.
+
+        Raises:
+            EncodingError: It is misspelt.
+            BlockRejectedError: It breaks a rule.
+        """
+        head = parts.payload[:24]
+        if BLOCK_CONTEXT.encode() in head:
+            self._take_block(sender, message, parts)
+        elif ORDER_CONTEXT.encode() in head:
+            self._take_order(sender, message, parts)
+        else:
+            return False
+        return True
+
+    def _take_block(self, sender: str, message: bytes, parts: Parts) -> None:
+        block = decode_block(parts.payload)
+        if block.genesis != self._node.roster.genesis:
+            raise BlockRejectedError("the block is another network's")
+        chain_id = (block.meter, block.incarnation)
+        if (
+            chain_id not in self._node.roster.chains
+            and block.order[0] > self._node.roster.head.height
+        ):
+            self._asking.claim_order(sender, block.order[0])
+            raise OrderUnknownError("its enrolment is not known here")
+        held = self._node.hold(chain_id)
+        if held.chain is None:
+            raise BlockRejectedError(f"{block.meter} is no meter")
+        if self._known(sender, held, block.height, message, parts):
+            return
+        if block.previous != held.head_hash:
+            self._other_history(sender, held, message, block.height)
+            return
+        if held.frozen or (held.refused and digest(message) == held.refused):
+            return
+        try:
+            chain, checks = judge_block(block, parts, held.chain, self._node.roster, self._node.now)
+        except OrderUnknownError:
+            self._asking.claim_order(sender, block.order[0])
+            self._wait(held, block.height, message)
+            return
+        except BlockEarlyError:
+            self._wait(held, block.height, message)
+            return
+        except BlockRejectedError as error:
+            held.refused = digest(message)  # with its seal: the same block may come with a good one
+            self._refuse(held, block.height, digest(parts.payload), str(error))
+            raise
+        if checks & PLAUSIBLE == 0:
+            self._node.tell(1, "implausible", meter=block.meter, height=block.height)
+        held.chain = chain
+        epoch = self._node.roster.epoch_at(block.order[0])
+        self._grew(held, chain.head.block_hash, message, checks=checks, epoch=epoch)
+
+    def _known(self, sender: str, held: Held, height: int, message: bytes, parts: Parts) -> bool:
+        """Deal with what is not the next block; say whether it was dealt with."""
+        if height == held.height + 1:
+            return False
+        if height > held.height:
+            self._wait(held, height, message)
+            self._asking.claim(held, sender, height)
+            return True
+        here = held.hashes.get(height)
+        block_hash = digest(parts.payload)
+        if here == block_hash:
+            return True
+        if held.chain is None and here is not None:
+            self._open_order_any(message)
+        elif held.chain is not None:
+            open_enrolled(message, self._node.roster)  # an unverified seal is never evidence
+        if here is not None and height > held.certified and len(held.branch) < BRANCH_MAX:
+            held.branch[height] = message
+            self.adopt(held)
+        if not held.frozen:
+            self._node.out.append(Load(held.chain_id, height, height, ("compare",), message))
+        return True
+
+    def _other_history(self, sender: str, held: Held, message: bytes, height: int) -> None:
+        """A block says it follows another one than we hold: where its seal holds, see that one."""
+        if held.chain is None:
+            self._open_order_any(message)
+        else:
+            open_enrolled(message, self._node.roster)
+        if len(held.branch) < BRANCH_MAX:
+            held.branch[height] = message
+        first = max(1, held.certified + 1)
+        if sender != self._node.name and first < height:
+            self._asking.ask(
+                sender, AskBlocks(*held.chain_id, first, min(height, first + BLOCKS_ASKED_MAX))
+            )
+        self.adopt(held)
+
+    def _open_order_any(self, message: bytes) -> Order:
+        """Return the order in `message`, if any key of the distributor sealed it."""
+        distributor = self._node.roster.distributor
+        assert distributor is not None  # noqa: S101 - the caller holds its chain
+        kid = take_apart(message).kid
+        for _, key in self._node.latest().enrolled(distributor).keys:
+            if key_id(key) == kid:
+                return open_order(message, key, self._node.roster.genesis)[0]
+        raise BlockRejectedError("the order is not sealed by the distributor")
+
+    def _wait(self, held: Held, height: int, message: bytes) -> None:
+        if height not in held.waiting and len(held.waiting) >= WAITING_MAX:
+            last = max(held.waiting)
+            if height > last:
+                return
+            del held.waiting[last]
+        held.waiting[height] = message
+        self.waiting[held.chain_id] = None
+
+    def _take_order(self, sender: str, message: bytes, parts: Parts) -> None:
+        distributor = self._node.roster.distributor
+        if distributor is None:
+            raise BlockRejectedError("this network has no distributor")
+        held = self._node.hold(distributor)
+        order = decode_order(parts.payload)
+        if order.genesis != self._node.roster.genesis:
+            raise BlockRejectedError("the order is another network's")
+        if self._known(sender, held, order.height, message, parts):
+            return
+        if order.previous != held.head_hash:
+            self._other_history(sender, held, message, order.height)
+            return
+        if held.frozen:
+            return
+        latest = self._node.latest()
+        key = latest.enrolled(distributor).key_at(latest.head.height)
+        try:
+            open_order(message, key, self._node.roster.genesis)
+            following = latest.add(order)
+            if not self._bases_held(order):
+                self._wait(held, order.height, message)
+                return
+        except BlockRejectedError as error:
+            self._refuse(held, order.height, digest(parts.payload), str(error))
+            raise
+        self._node.pending.append(following)
+        epoch = latest.committee.epoch
+        block_hash = following.head.order_hash
+        self._grew(held, block_hash, message, checks=CHECKS_ALL, epoch=epoch)
+
+    def _bases_held(self, order: Order) -> bool:
+        """Say whether the block that an order ends a chain at is held here.
+
+        Raises:
+            BlockRejectedError: A quorum has certified more of that chain, or another block there.
+        """
+        change = order.change
+        if isinstance(change, Replace):
+            height, block_hash = change.final_height, change.final_hash
+        elif isinstance(change, ForkResolve):
+            height, block_hash = change.base_height, change.base_hash
+        else:
+            return True
+        held = self._node.hold((change.meter, change.old_incarnation))
+        if held.certified > height:
+            raise BlockRejectedError(
+                f"block {held.certified} of {change.meter} is certified, the order ends it at "
+                f"{height}"
+            )
+        if held.height < height:
+            return False
+        if held.hashes.get(height) != block_hash:
+            raise BlockRejectedError(f"another block {height} of {change.meter} is held here")
+        return True
+
+    def _grew(
+        self,
+        held: Held,
+        block_hash: bytes,
+        message: bytes,
+        *,
+        checks: int,
+        epoch: int,
+    ) -> None:
+        """Keep one more block, and see what follows from it."""
+        held.grow(block_hash, epoch)
+        self._node.grown[held.chain_id] = None
+        held.checks &= checks
+        self._node.records.append(
+            PutBlocks(
+                held.chain_id,
+                ((held.height, block_hash, message),),
+                self._node.now.wall_s,
+                checks,
+            )
+        )
+        self._voting.mark(held.chain_id)
+        if held.ahead:
+            for kid, vote in held.sort_ahead():
+                self._voting.suspect(held, kid, vote)
+            self._voting.certify(held)
+        waiting = held.waiting.pop(held.height + 1, None)
+        if waiting is not None:
+            self._again(waiting)
+
+    def _again(self, message: bytes) -> None:
+        """Judge anew what has waited."""
+        try:
+            self.take(self._node.name, message, take_apart(message))
+        except (BlockRejectedError, EncodingError):
+            self._node.count("refused")
+
+    def _refuse(self, held: Held, height: int, block_hash: bytes, reason: str) -> None:
+        name, incarnation = held.chain_id
+        self._node.refused.append((name, height, reason))
+        del self._node.refused[:-REFUSED_MAX]
+        level = 2 if "lowers register" in reason else 1
+        self._node.tell(level, "refused", meter=name, height=height, reason=reason)
+        if name != self._node.name and name in self._node.roster.nodes:
+            body = Refusal(name, incarnation, height, block_hash, reason[:200])
+            self._node.say(f"answer/{name}", body)
+
+    def judge_waiting(self) -> None:
+        """Judge anew what could not be judged before: its time has come, or its order."""
+        for chain_id in list(self.waiting):
+            held = self._node.chains[chain_id]
+            waiting = held.waiting.pop(held.height + 1, None)
+            if not held.waiting:
+                del self.waiting[chain_id]
+            if waiting is not None:
+                self._again(waiting)
+
+    def adopt(self, held: Held) -> None:
+        """Where a quorum has certified another history than ours, take it: see `_adopted`."""
+        if self._certified_elsewhere(held) and held.certified + 1 in held.branch:
+            base = held.certified
+            self._node.out.append(Load(held.chain_id, base, base, ("adopt",)))
+
+    def _certified_elsewhere(self, held: Held) -> tuple[int, bytes] | None:
+        """Return height and hash up to which a quorum attests the branch that we have seen."""
+        best = None
+        for epoch in {vote.epoch for vote in held.foreign.values()}:
+            committee = self._node.roster.committee_of(epoch)
+            if committee is None:
+                continue
+            for height, sealed in sorted(held.branch.items()):
+                here = digest(take_apart(sealed).payload)
+                attested = sum(
+                    vote.epoch == epoch and self._leads_to(held, vote.leaf, height, here)
+                    for vote in held.foreign.values()
+                )
+                if attested >= committee.quorum:
+                    best = (height, here)
+        return best
+
+    def _leads_to(self, held: Held, leaf: Leaf, height: int, block_hash: bytes) -> bool:
+        """Say whether `leaf` is the branch's block at `height` or follows from it."""
+        at, here = leaf.height, leaf.block_hash
+        while at > height:
+            sealed = held.branch.get(at)
+            if sealed is None or digest(take_apart(sealed).payload) != here:
+                return False
+            at, here = at - 1, previous_of(take_apart(sealed).payload)
+        return at == height and here == block_hash
+
+    def adopted(self, held: Held, base: tuple[bytes, ...]) -> None:
+        """Put the certified branch in the place of our own blocks above the last certified one."""
+        best = self._certified_elsewhere(held)
+        if best is None or held.chain is None:
+            return
+        first = held.certified + 1
+        chain = self._node.roster.open_chain(held.chain_id)
+        if base:
+            chain = chain._replace(head=head_behind(chain, take_apart(base[0]).payload))
+        blocks = []
+        for height in range(first, best[0] + 1):
+            sealed = held.branch.get(height)
+            if sealed is None:
+                return
+            parts = take_apart(sealed)
+            block = decode_block(parts.payload)
+            try:
+                chain, _ = judge_block(block, parts, chain, self._node.roster, self._node.now)
+            except BlockRejectedError:
+                return
+            blocks.append((height, chain.head.block_hash, sealed))
+        self._node.records.append(DropBlocks(held.chain_id, first))
+        self._node.records.append(
+            PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, CHECKS_ALL)
+        )
+        held.chain = chain
+        for height in [height for height in held.hashes if height >= first]:
+            del held.hashes[height]
+        held.height = first - 1
+        for height, block_hash, _ in blocks:
+            held.grow(block_hash, held.epoch_at(height))
+            held.branch.pop(height, None)
+        votes = [*held.votes.items(), *held.foreign.items(), *held.ahead.items()]
+        held.votes, held.foreign, held.ahead = {}, {}, {}
+        for kid, vote in sorted(votes, key=lambda item: item[1].number):
+            held.sort_vote(kid, vote)
+        self._node.tell(1, "history_adopted", meter=held.chain_id[0], height=held.height)
+        self._voting.certify(held)

@@ -1,0 +1,469 @@
+"""What a node attests, what others have attested, and what a quorum of them makes certified.
+
+A voter signs batches of heads, one after the other; each says what it holds, has checked, and can
+follow from what it attested before. It may vote only once it knows what it has voted before (the
+boot rule), and in a new epoch only behind the locks of a quorum of the old one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterd.authority.asking import ANSWER_MS, BLOCKS_ASKED_MAX
+from meterd.authority.attestation import (
+    CHECKS_ALL,
+    CLOSED,
+    CLOSING,
+    LEAVES_MAX,
+    OPEN,
+    Batch,
+    Header,
+    Leaf,
+    make_batch,
+    open_batch,
+    verify_batch,
+)
+from meterd.authority.certificate import open_certificate, verify_certificate
+from meterd.authority.effects import (
+    Accuse,
+    Certify,
+    PutBatch,
+    PutCertificate,
+    PutCertified,
+    PutEpoch,
+    Send,
+)
+from meterd.authority.messages import AskBlocks, AskOwnBatch, OwnBatch
+from meterd.authority.roster import OrderUnknownError, boot_answers
+from meterd.authority.snapshot import NOTHING, Sequence, Snapshot
+from meterd.authority.witness import Vote
+from meterd.errors import BlockRejectedError
+
+if TYPE_CHECKING:
+    from meterd.authority.asking import Asking
+    from meterd.authority.node import Node
+    from meterd.authority.roster import ChainId, Committee
+    from meterd.authority.witness import Held
+
+BATCHES_WAITING_MAX = 8
+STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
+
+
+class Voting:
+    """The votes of one node, and those that it knows of.
+
+    Attributes:
+        dirty: Chains that may have something new to attest.
+        batch_ms: When the next batch is to be signed, by the clock of `Now`; None if nothing is
+            new.
+        order_came: Whether orders have come into force, so that what waited for them is judged.
+    """
+
+    def __init__(self, node: Node, asking: Asking, snapshot: Snapshot) -> None:
+        """Go on from what the store holds."""
+        self._node, self._asking = node, asking
+        self._closed = set(snapshot.closed)
+        self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
+        self._strays: dict[bytes, dict[int, Batch]] = {}
+        self._suspected: set[tuple[bytes, ChainId]] = set()
+        self.dirty: dict[ChainId, None] = {}
+        self.batch_ms: int | None = None
+        self._attested_ms = -node.settings.tick_ms
+        self._boot_asked_ms: int | None = None
+        self._boot_answers: dict[str, tuple[int, bytes]] = {}
+        self.order_came = False
+
+    def mark(self, chain_id: ChainId) -> None:
+        """Attest this chain in the next batch, if it has something new."""
+        self.dirty[chain_id] = None
+        self._attest_soon()
+
+    def _attest_soon(self) -> None:
+        if self.batch_ms is None:
+            self.batch_ms = max(
+                self._node.now.mono_ms, self._attested_ms + self._node.settings.tick_ms
+            )
+
+    def take_batch(self, sender: str, message: bytes) -> None:
+        """Take a voter's batch, or ask for those before it.
+
+        Raises:
+            EncodingError: It is misspelt.
+            BlockRejectedError: Its signer does not vote in its epoch, or did not sign it.
+        """
+        batch = open_batch(message, self._node.roster.genesis)
+        committee = self._node.roster.committee_of(batch.header.epoch)
+        if committee is None:
+            self._asking.claim_order(sender, self._node.roster.head.height + 1)
+            raise OrderUnknownError("its epoch is not known here")
+        voter = committee.voter(batch.kid)
+        if voter is None:
+            raise BlockRejectedError(
+                f"key {batch.kid.hex()} does not vote in epoch {batch.header.epoch}"
+            )
+        last = self._node.sequences.get(batch.kid, NOTHING)
+        number = batch.header.number
+        if number < last.number or (number == last.number and batch.hash == last.batch_hash):
+            return
+        verify_batch(batch, voter[1])
+        if any(leaf.chain not in self._node.roster.chains for leaf in batch.leaves):
+            self._asking.claim_order(sender, self._node.roster.head.height + 1)
+            raise OrderUnknownError("it attests a chain whose enrolment is not known here")
+        if number > last.number + 1:
+            waiting = self._batches_waiting.setdefault(batch.kid, {})
+            waiting[number] = message
+            if len(waiting) > BATCHES_WAITING_MAX:
+                del waiting[max(waiting)]
+            self._asking.claim_batches(batch.kid, sender, number)
+            return
+        if number == last.number or batch.header.previous != last.batch_hash:
+            self._stray(voter[0], batch, message)
+            return
+        here, before = (batch.header.epoch, batch.header.closing), (last.epoch, last.closing)
+        if here < before or (here == before and last.closing == CLOSED):
+            raise BlockRejectedError(f"{voter[0]} attests in an epoch that it has closed")
+        self._keep_batch(batch, message)
+        asked = self._asking.batches_asked.get(batch.kid)
+        if asked is not None and number >= asked[2]:
+            self._asking.batches_asked[batch.kid] = (
+                asked[0],
+                0,
+                0,
+            )  # answered: ask for what follows
+            self._asking.ask_batches()
+        following = self._batches_waiting.get(batch.kid, {}).pop(number + 1, None)
+        if following is not None:
+            self.take_batch(sender, following)
+
+    def _keep_batch(self, batch: Batch, message: bytes) -> None:
+        header = batch.header
+        self._node.sequences[batch.kid] = Sequence(
+            header.number, batch.hash, header.epoch, header.closing
+        )
+        self._node.records.append(PutBatch(batch, message))
+        for leaf in batch.leaves:
+            self._take_leaf(batch.kid, Vote(leaf, header.number, header.epoch))
+        if header.closing == CLOSED:
+            self._closed.add((header.epoch, batch.kid))
+            self._attest_soon()  # what waited for these locks
+        if batch.kid == self._node.kid:
+            self._see_booted()
+        elif header.closing == CLOSED or header.epoch > self._node.epoch:
+            self._turn_epoch()
+
+    def _stray(self, voter: str, batch: Batch, message: bytes) -> None:
+        """A voter signed two batches in one place: what they say of chains may convict it."""
+        kept = self._strays.setdefault(batch.kid, {})
+        if batch.header.number in kept or len(kept) >= STRAYS_MAX:
+            return
+        kept[batch.header.number] = batch
+        self._node.tell(1, "batch_beside", authority=voter, number=batch.header.number)
+        self._node.records.append(PutBatch(batch, message, beside=True))
+        for leaf in batch.leaves:
+            held = self._node.chains.get(leaf.chain)
+            if held is not None:
+                vote = Vote(leaf, batch.header.number, batch.header.epoch)
+                here = held.hashes.get(leaf.height)
+                if here is not None and here != leaf.block_hash:
+                    held.foreign.setdefault(batch.kid, vote)
+                    self.suspect(held, batch.kid, vote)
+
+    def _take_leaf(self, kid: bytes, vote: Vote) -> None:
+        held = self._node.hold(vote.leaf.chain)
+        before = held.votes.get(kid)
+        found_to_be = held.sort_vote(kid, vote)
+        if found_to_be == "foreign":
+            self.suspect(held, kid, vote)
+            voter = self._node.voter_name(kid)
+            if voter and voter != self._node.name:
+                self._asking.ask(
+                    voter,
+                    AskBlocks(
+                        *held.chain_id,
+                        held.certified + 1,
+                        min(vote.leaf.height, held.certified + BLOCKS_ASKED_MAX),
+                    ),
+                )
+        elif found_to_be == "ahead":
+            self._asking.claim(held, self._node.voter_name(kid), vote.leaf.height)
+        elif found_to_be == "on":
+            if kid in held.foreign:
+                self.suspect(held, kid, held.foreign[kid])
+            if before is None or before.leaf.height < vote.leaf.height or before.epoch < vote.epoch:
+                self.certify(held)
+
+    def suspect(self, held: Held, kid: bytes, foreign: Vote) -> None:
+        """Where a voter has attested our history too, at or above its other one, it is proven."""
+        on = held.votes.get(kid)
+        if on is None or on.leaf.height < foreign.leaf.height:
+            return
+        if (kid, held.chain_id) in self._suspected:
+            return
+        self._suspected.add((kid, held.chain_id))
+        self._node.out.append(Accuse(kid, foreign.leaf, foreign.number, on.leaf, on.number))
+
+    def certify(self, held: Held) -> None:
+        """See up to where quorums have attested a chain."""
+        above = [vote.epoch for vote in held.votes.values() if vote.leaf.height > held.certified]
+        if len(above) < self._node.roster.quorum_least:
+            return
+        best = (held.certified, held.certified_epoch)
+        for epoch in set(above):
+            committee = self._node.roster.committee_of(epoch)
+            if committee is None:
+                continue
+            heights = sorted(
+                (
+                    vote.leaf.height
+                    for kid, vote in held.votes.items()
+                    if vote.epoch == epoch
+                    and held.epoch_at(vote.leaf.height) <= epoch
+                    and committee.voter(kid)
+                ),
+                reverse=True,
+            )
+            if len(heights) >= committee.quorum:
+                best = max(best, (heights[committee.quorum - 1], epoch))
+        if best[0] <= held.certified:
+            return
+        self._certified(held, *best)
+        if held.chain_id[0] == self._node.meter and held.chain is not None:
+            votes = tuple(
+                (kid, vote.number, vote.leaf)
+                for kid, vote in held.votes.items()
+                if vote.epoch == best[1] and vote.leaf.height >= best[0]
+            )
+            self._node.out.append(Certify(held.chain_id, *best, votes))
+
+    def _certified(self, held: Held, height: int, epoch: int) -> None:
+        """A chain is certified up to `height`, which is more than before."""
+        before = held.certified
+        held.certified, held.certified_epoch = height, epoch
+        self._node.records.append(PutCertified(held.chain_id, height, epoch))
+        for at in [at for at in held.branch if at <= height]:
+            del held.branch[at]
+        if held.chain_id == self._node.roster.distributor:
+            for at in range(before + 1, height + 1):
+                self._node.out.append(Certify(held.chain_id, at))
+            for _ in range(before, height):
+                self._order_in_force()
+
+    def take_certificate(self, message: bytes) -> None:
+        """Take what shows that the first order of ours that is not certified here is so."""
+        certificate = open_certificate(message)
+        if (certificate.meter, certificate.incarnation) != self._node.roster.distributor:
+            raise BlockRejectedError("a certificate of no order")
+        height = self._node.roster.head.height + 1
+        if certificate.height != height or not self._node.pending:
+            return  # come late
+        if certificate.block_hash != self._node.pending[0].head.order_hash:
+            return  # there are two orders: the proof of that will come
+        said = verify_certificate(certificate, self._node.roster, self._node.roster.committee.epoch)
+        self._node.records.append(PutCertificate(height, message))
+        self._certified(self._node.hold(self._node.roster.distributor), height, said.epoch)
+
+    def _order_in_force(self) -> None:
+        self._node.roster = self._node.pending.pop(0)
+        self._node.tell(0, "order_in_force", height=self._node.roster.head.height)
+        self._turn_epoch()
+        self.order_came = True
+
+    def _turn_epoch(self) -> None:
+        """Close epochs that orders have ended, and begin the next once a quorum has closed."""
+        while True:
+            if self._node.booted:
+                for committee in self._unclosed():
+                    self._close(committee.epoch)
+            if self._node.roster.committee.epoch <= self._node.epoch:
+                return
+            kids = self._node.committee.kids
+            closed = sum((self._node.epoch, kid) in self._closed for kid in kids)
+            if closed < self._node.committee.quorum and not self._others_went_on():
+                return
+            self._node.epoch += 1
+            self._node.records.append(PutEpoch(self._node.epoch))
+            self._node.tell(0, "epoch_begun", epoch=self._node.epoch)
+            for chain_id, held in self._node.chains.items():
+                if held.height:
+                    self.mark(chain_id)
+
+    def _others_went_on(self) -> bool:
+        """Say whether an honest voter attests in a later epoch, and so has seen this one closed.
+
+        A liar may close it towards some alone; whoever it left behind could wait for ever.
+        """
+        following = self._node.roster.committee_of(self._node.epoch + 1)
+        assert following is not None  # noqa: S101 - the caller has seen the order
+        later = sum(
+            self._node.sequences.get(kid, NOTHING).epoch > self._node.epoch
+            for kid in following.kids
+        )
+        return later > following.faults_max
+
+    def _unclosed(self) -> list[Committee]:
+        """Return the epochs that are over and that this node votes in and has not closed.
+
+        It may have entered a later one by others' closing; others may still wait for its own.
+        """
+        return [
+            committee
+            for committee in self._node.roster.committees[:-1]
+            if committee.epoch <= self._node.epoch
+            and committee.voter(self._node.kid)
+            and (committee.epoch, self._node.kid) not in self._closed
+        ]
+
+    def _close(self, epoch: int) -> None:
+        """Sign all locks of an epoch once more, and nothing after that in it."""
+        if epoch == self._node.epoch:
+            self.attest()
+        leaves = [
+            vote.leaf
+            for held in self._node.chains.values()
+            for vote in (self._own_vote(held),)
+            if vote is not None and vote.epoch == epoch
+        ]
+        leaves.sort(key=lambda leaf: leaf.chain)
+        parts = [leaves[at : at + LEAVES_MAX] for at in range(0, len(leaves), LEAVES_MAX)] or [[]]
+        for part in parts[:-1]:
+            self._sign(part, CLOSING, epoch)
+        self._sign(parts[-1], CLOSED, epoch)
+
+    def _own_vote(self, held: Held) -> Vote | None:
+        """Return this node's last attestation on a chain, wherever it lies."""
+        found_votes = [
+            votes[self._node.kid]
+            for votes in (held.votes, held.ahead, held.foreign)
+            if self._node.kid in votes
+        ]
+        return max(found_votes, key=lambda vote: vote.number, default=None)
+
+    def attest(self) -> None:
+        """Sign what is new, if this node votes and may."""
+        self.batch_ms = None
+        if not self.dirty:
+            return
+        self._attested_ms = self._node.now.mono_ms
+        if (
+            not self._node.booted
+            or not self._node.votes
+            or (self._node.epoch, self._node.kid) in self._closed
+        ):
+            return
+        if any(committee.epoch < self._node.epoch for committee in self._unclosed()):
+            return
+        leaves = []
+        for chain_id in list(self.dirty):
+            del self.dirty[chain_id]
+            leaf = self._leaf(self._node.chains[chain_id])
+            if leaf is not None:
+                leaves.append(leaf)
+        for at in range(0, len(leaves), LEAVES_MAX):
+            self._sign(leaves[at : at + LEAVES_MAX], OPEN, self._node.epoch)
+
+    def _leaf(self, held: Held) -> Leaf | None:
+        """Return what there is to attest on a chain, or None."""
+        name, incarnation = held.chain_id
+        height = held.height
+        while height and held.epoch_at(height) > self._node.epoch:
+            height -= 1
+        if held.frozen or not height:
+            return None
+        if self._node.kid in held.ahead or self._node.kid in held.foreign:
+            return None  # we have attested what we do not hold: it has to be fetched first
+        enrolled = self._node.latest().enrolled(held.chain_id)
+        if enrolled.revoked or (enrolled.closed and height > enrolled.closed[0]):
+            return None
+        own = held.votes.get(self._node.kid)
+        if own is not None and (own.leaf.height, own.epoch) >= (height, self._node.epoch):
+            return None
+        if not self._locks_adopted(held):
+            self.dirty[held.chain_id] = None
+            return None
+        checks = held.checks
+        if height == held.height:
+            held.checks = CHECKS_ALL
+        return Leaf(name, incarnation, height, held.hashes[height], checks)
+
+    def _locks_adopted(self, held: Held) -> bool:
+        """Say whether what we hold extends the locks of a quorum of the epoch before."""
+        before = self._node.roster.committee_of(self._node.epoch - 1)
+        if before is None:
+            return True
+        adopted = sum(
+            (self._node.epoch - 1, kid) in self._closed
+            and kid not in held.ahead
+            and kid not in held.foreign
+            for kid in before.kids
+        )
+        return adopted >= before.quorum
+
+    def _sign(self, leaves: list[Leaf], closing: int, epoch: int) -> None:
+        last = self._node.sequences.get(self._node.kid, NOTHING)
+        header = Header(
+            epoch, last.number + 1, last.batch_hash, max(self._node.now.wall_s, 0), closing
+        )
+        batch, message = make_batch(header, leaves, self._node.key, self._node.roster.genesis)
+        self._keep_batch(batch, message)
+        self._node.out.append(Send("attest", message))
+
+    def _duty(self) -> Committee | None:
+        """Return the committee by which this node has to know its votes; None if it never voted."""
+        if self._node.votes:
+            return self._node.committee
+        return next(reversed(self._unclosed()), None)
+
+    def boot(self) -> None:
+        """Ask what we have voted before, until enough others have said it."""
+        committee = self._duty()
+        if self._node.booted or committee is None:
+            return
+        if boot_answers(len(committee.voters), votes=True) == 0:
+            self._node.booted = True
+            self._after_boot()
+            return
+        now_ms = self._node.now.mono_ms
+        if self._boot_asked_ms is not None and now_ms - self._boot_asked_ms < ANSWER_MS:
+            return
+        self._boot_asked_ms = now_ms
+        for name, _ in committee.voters:
+            if name != self._node.name:
+                self._asking.ask(name, AskOwnBatch(self._node.kid, self._node.nonce))
+
+    def ask_at_once(self) -> None:
+        """Forget that the boot rule's question is open: it was lost with the connection."""
+        self._boot_asked_ms = None
+
+    def take_own_batch(self, sender: str, body: OwnBatch) -> None:
+        """Take an answer to what we have voted before."""
+        if self._node.booted or body.kid != self._node.kid or body.nonce != self._node.nonce:
+            return
+        if body.order[0] > self._node.roster.head.height or body.epoch > self._node.epoch:
+            self._asking.claim_order(sender, body.order[0])
+            return  # asked again once we know what it knows
+        self._boot_answers[sender] = (body.number, body.batch_hash)
+        self._asking.claim_batches(self._node.kid, sender, body.number)
+        self._see_booted()
+
+    def _see_booted(self) -> None:
+        committee = self._duty()
+        if self._node.booted or committee is None:
+            return
+        answers = [said for name, said in self._boot_answers.items() if committee.has(name)]
+        if len(answers) < boot_answers(len(committee.voters), votes=True):
+            return
+        last = self._node.sequences.get(self._node.kid, NOTHING)
+        number, batch_hash = max(answers)
+        if number > last.number:
+            return
+        if number == last.number and number and batch_hash != last.batch_hash:
+            self._node.tell(2, "votes_elsewhere", number=number)
+            return
+        self._node.booted = True
+        self._node.tell(0, "booted", number=last.number)
+        self._after_boot()
+
+    def _after_boot(self) -> None:
+        for chain_id in self._node.chains:
+            self.mark(chain_id)
+        self._turn_epoch()
