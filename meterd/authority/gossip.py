@@ -309,7 +309,10 @@ class Gossip(Node):
     def _loaded(self, loaded: Loaded) -> None:
         purpose = loaded.load.purpose
         if purpose[0] == "send" and loaded.blocks:
-            self.out.append(Send(f"answer/{purpose[1]}", blocks_message(loaded.blocks)))
+            message = blocks_message(loaded.blocks)
+            if len(message) > MESSAGE_BYTES_MAX:
+                message = loaded.blocks[0]  # an order that fills a message by itself
+            self.out.append(Send(f"answer/{purpose[1]}", message))
         elif purpose[0] == "compare" and loaded.blocks:
             one, other = loaded.blocks[0], loaded.load.extra
             if take_apart(one).payload != take_apart(other).payload:

@@ -302,7 +302,7 @@ class Store:
     def blocks(
         self, chain_id: ChainId, first: int, last: int, *, bytes_max: int = 1 << 40
     ) -> Iterator[tuple[int, bytes]]:
-        """Yield (height, sealed) of a chain's blocks, ascending, up to `bytes_max`."""
+        """Yield (height, sealed) of a chain's blocks, ascending, up to `bytes_max`, or the first."""
         with _refusing(self._path), closing(self._db.cursor()) as cursor:
             cursor.execute(
                 "SELECT height, sealed FROM block WHERE chain = ? AND height BETWEEN ? AND ? "
@@ -312,7 +312,7 @@ class Store:
             room = bytes_max
             for height, sealed in cursor:
                 room -= len(sealed) + 3
-                if room < 0:
+                if room < 0 and height > first:
                     return
                 yield height, sealed
 

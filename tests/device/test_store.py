@@ -423,6 +423,11 @@ def test_an_answer_is_as_many_blocks_as_a_message_holds(
         assert len(blocks_message((*loaded, wanted[len(loaded)]))) > BLOCKS_BYTES_MAX
 
 
+def test_of_blocks_of_which_none_fits_an_answer_is_the_first(store: Store) -> None:
+    store.perform((put_blocks(1, 3),))
+    assert list(store.blocks(CHAIN, 2, 3, bytes_max=10)) == [(2, SEALED[1])]
+
+
 def test_of_a_chain_that_is_not_held_nothing_is_loaded(store: Store) -> None:
     assert store.load(Load(("house-9", 1), 1, 10)) == ()
     assert store.batches(KID, 1, 10) == []
