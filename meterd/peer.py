@@ -32,6 +32,7 @@ from meterd.authority.effects import (
     Loaded,
     Now,
     Persist,
+    PutBlocks,
     Received,
     Sealed,
     Send,
@@ -72,7 +73,7 @@ TURN_S = 0.1  # between two ticks while something waits for its time, or for an 
 IDLE_S = 1.0  # ... and while nothing does
 KEPT_S_MAX = 3.0  # what nothing rests on is kept within so long
 GATHER_MS_MAX = 250  # so long a message waits for others, and at most half a tick
-RECORDS_KEPT_MAX = 2048
+ROWS_KEPT_MAX = 2048
 OUTBOX_S = 1.0
 OUTBOX_FILES_MAX = 128  # blocks lie there until they are certified, 64 of them; and questions
 SHOWN_S = 2.0
@@ -115,6 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _status(name: str, *, online: bool) -> bytes:
     return encode([STATUS_CONTEXT, name, int(online)])
+
+
+def _rows(record: Record) -> int:
+    return len(record.blocks) if isinstance(record, PutBlocks) else 1
 
 
 def _rests_on_store(effect: Effect) -> bool:
@@ -188,6 +193,7 @@ class Peer:
         self._stopping = False
         self._offered: dict[str, bytes] = {}
         self._kept: list[Record] = []
+        self._kept_rows = 0
         self._kept_late = False
         self._kept_timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
@@ -384,9 +390,10 @@ class Peer:
                 if not self._kept:
                     self._keep_soon()
                 self._kept += effect.records
+                self._kept_rows += sum(map(_rows, effect.records))
         if self._kept and (
             any(map(_rests_on_store, effects))
-            or len(self._kept) >= RECORDS_KEPT_MAX
+            or self._kept_rows >= ROWS_KEPT_MAX
             or self._kept_late
         ):
             await self._keep()
@@ -426,7 +433,7 @@ class Peer:
 
     async def _keep(self) -> None:
         """Make durable what is kept; the loop reads on meanwhile: cards stall for seconds."""
-        records, self._kept, self._kept_late = self._kept, [], False
+        records, self._kept, self._kept_rows, self._kept_late = self._kept, [], 0, False
         if self._kept_timer is not None:
             self._kept_timer.cancel()
         if records:

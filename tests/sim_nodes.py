@@ -35,7 +35,7 @@ from meterd.authority.effects import (
     Tell,
 )
 from meterd.authority.gossip import Gossip
-from meterd.authority.messages import HeadHeld, OwnBatch, open_said, say
+from meterd.authority.messages import BLOCKS_CONTEXT, HeadHeld, OwnBatch, open_said, say
 from meterd.authority.senders import Settings
 from meterd.device.store import Store
 from meterd.errors import BlockRejectedError, EncodingError
@@ -385,7 +385,11 @@ class SimNode:
 
     def _said(self, message: bytes) -> bytes:
         """Return what is sent in the place of `message`: a liar denies what it holds."""
-        if not self.lies or not message.startswith(b"\xd2") or self.world.random.random() < 0.3:
+        if not self.lies or self.world.random.random() < 0.3:
+            return message
+        if BLOCKS_CONTEXT.encode() in message[:24]:
+            return self._unsealed(message)
+        if not message.startswith(b"\xd2"):
             return message
         genesis = self.world.genesis.hash
         try:
@@ -398,6 +402,16 @@ class SimNode:
         elif isinstance(body, OwnBatch):
             body = body._replace(number=0, batch_hash=bytes(32))
         return say(said._replace(body=body), self.key, genesis)
+
+    def _unsealed(self, message: bytes) -> bytes:
+        """Return a message of blocks with seals that do not hold, but for the last block's."""
+        context, blocks = decode(message)
+        draw = self.world.random
+        spoilt = [
+            sealed[:-1] + bytes([sealed[-1] ^ 1]) if draw.random() < 0.5 else sealed
+            for sealed in blocks[:-1]
+        ]
+        return encode([context, [*spoilt, blocks[-1]]])
 
     def _before(self, records: tuple[Record, ...]) -> None:
         for record in records:

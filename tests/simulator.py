@@ -683,7 +683,7 @@ class World:
                 if node.gossip is None:
                     return False
                 held = node.gossip.chains.get((name, 1))
-                if sealed and (held is None or held.certified < len(sealed)):
+                if sealed and (held is None or held.certified < len(sealed) or not held.sealed):
                     return False
             if name in self.meters and not self.meters[name].may_seal:
                 return False

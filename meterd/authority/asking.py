@@ -91,8 +91,8 @@ class Asking:
             case AskBlocks():
                 chain_id = (question.name, question.incarnation)
                 held = self._node.chains.get(chain_id)
-                if held is not None and 0 < question.first <= held.height:
-                    last = min(question.last, held.height, question.first + BLOCKS_ASKED_MAX)
+                if held is not None and 0 < question.first <= held.sealed_to:
+                    last = min(question.last, held.sealed_to, question.first + BLOCKS_ASKED_MAX)
                     self._node.out.append(Load(chain_id, question.first, last, ("send", sender)))
             case AskBatches():
                 last_known = self._node.sequences.get(question.kid, NOTHING).number
@@ -177,6 +177,12 @@ class Asking:
     def ask(self, peer: str, *questions: Question) -> None:
         """Ask a peer."""
         self._node.say(f"fetch/{peer}", Fetch(peer, questions))
+
+    def ask_any(self, question: Question) -> None:
+        """Ask one of the nodes that have been heard."""
+        peers = sorted(name for name in self._node.heard if name in self._node.roster.nodes)
+        if peers:
+            self.ask(peers[self._node.jitter(len(peers))], question)
 
     def claim(self, held: Held, peer: str, height: int) -> None:
         """Remember that a peer says it holds a chain up to `height`."""
@@ -291,7 +297,9 @@ class Asking:
     def send_digest(self) -> None:
         """Tell all what is held here, chains in turn."""
         fresh, self._node.grown = list(self._node.grown)[:HEADS_MAX], {}
-        chains = [chain_id for chain_id, held in self._node.chains.items() if held.height]
+        held = self._node.chains
+        fresh = [chain_id for chain_id in fresh if held[chain_id].sealed]
+        chains = [chain_id for chain_id, one in held.items() if one.height and one.sealed]
         if self._digest_at >= len(chains):
             self._digest_at = 0
         turn = chains[self._digest_at : self._digest_at + HEADS_IN_TURN]

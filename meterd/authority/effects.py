@@ -83,7 +83,10 @@ Event: TypeAlias = Received | Sealed | Asked | Loaded | Assembled | Tick | Conne
 
 
 class PutBlocks(NamedTuple):
-    """Keep blocks of a chain: (height, hash, sealed), ascending; all pass `checks`."""
+    """Keep blocks of a chain: (height, hash, sealed), ascending; all pass `checks`.
+
+    With `UNSEALED` among these, their own seals have not been verified.
+    """
 
     chain: ChainId
     blocks: tuple[tuple[int, bytes, bytes], ...]
@@ -104,6 +107,21 @@ class PutBatch(NamedTuple):
     batch: Batch
     message: bytes
     beside: bool = False
+
+
+class PutSealed(NamedTuple):
+    """The seals of a chain's blocks up to a height have been verified."""
+
+    chain: ChainId
+    height: int
+
+
+class PutSeal(NamedTuple):
+    """Keep a block, which was kept before with another seal, with this one, that holds."""
+
+    chain: ChainId
+    height: int
+    sealed: bytes
 
 
 class PutCertified(NamedTuple):
@@ -150,6 +168,8 @@ Record: TypeAlias = (
     PutBlocks
     | DropBlocks
     | PutBatch
+    | PutSealed
+    | PutSeal
     | PutCertified
     | PutEvidence
     | PutCertificate

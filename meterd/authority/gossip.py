@@ -150,6 +150,9 @@ class Gossip(Node):
                     held.epochs.append((block.height, epoch))
                 held.chain = held.chain._replace(head=head_behind(held.chain, payload))
             held.checks = before.checks
+            held.sealed_to = before.sealed_to
+            if not held.sealed:
+                self.judging.unsealed[before.chain] = None
         for kid, vote in snapshot.votes:
             self.hold(vote.leaf.chain).sort_vote(kid, vote)
         for evidence in snapshot.evidence:
@@ -197,7 +200,8 @@ class Gossip(Node):
     @property
     def busy(self) -> bool:
         """Whether the next tick has something to do besides a batch or a digest."""
-        return bool(self.judging.waiting or self.asking.behind or (self.votes and not self.booted))
+        waits = self.judging.waiting or self.judging.unsealed or self.asking.behind
+        return bool(waits or (self.votes and not self.booted))
 
     @property
     def batch_ms(self) -> int | None:
@@ -241,10 +245,11 @@ class Gossip(Node):
             value = decode(message)
             if type(value) is not tuple or type(value[-1]) is not tuple:
                 raise EncodingError("not a message of blocks")
-            for sealed in value[-1]:
-                if type(sealed) is not bytes:
-                    raise EncodingError("not a message of blocks")
-                self._take_sealed(sender, sealed)
+            if not all(type(sealed) is bytes for sealed in value[-1]):
+                raise EncodingError("not a message of blocks")
+            if value[-1] and not self.judging.take_run(value[-1]):
+                for sealed in value[-1]:
+                    self._take_sealed(sender, sealed)
             if value[-1]:
                 self.asking.go_on_asking(sender, value[-1][-1])
         elif SEALS_CONTEXT.encode() in head or VOTES_CONTEXT.encode() in head:
@@ -321,6 +326,9 @@ class Gossip(Node):
         elif purpose[0] == "own":
             for height, sealed in enumerate(loaded.blocks, start=loaded.load.first):
                 self.out.append(Deliver("block", sealed, height))
+        elif purpose[0] == "seals":
+            held = self.chains[loaded.load.chain]
+            self.judging.seals_loaded(held, loaded.load.first, loaded.blocks)
         elif purpose[0] == "adopt":
             self.judging.adopted(self.chains[loaded.load.chain], loaded.blocks)
 
@@ -363,6 +371,7 @@ class Gossip(Node):
         if self.voting.batch_ms is not None and now_ms >= self.voting.batch_ms:
             self.voting.attest()
         self.judging.judge_waiting()
+        self.judging.verify_seals()
         self._send_head()
         if now_ms >= self._digest_ms:
             period_ms = self.settings.digest_ms

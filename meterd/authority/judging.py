@@ -9,13 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterd.authority.asking import BLOCKS_ASKED_MAX
+from meterd.authority.asking import ANSWER_MS, BLOCKS_ASKED_MAX
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, Leaf
 from meterd.authority.certificate import open_enrolled
-from meterd.authority.effects import DropBlocks, Load, PutBlocks
+from meterd.authority.effects import DropBlocks, Load, PutBlocks, PutSeal, PutSealed
 from meterd.authority.messages import AskBlocks, Refusal
 from meterd.authority.roster import OrderUnknownError
-from meterd.authority.witness import BlockEarlyError, judge_block, previous_of
+from meterd.authority.witness import (
+    NONE_LACKING,
+    UNSEALED,
+    BlockEarlyError,
+    judge_block,
+    judge_run,
+    place_of,
+    previous_of,
+)
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import BLOCK_CONTEXT, decode_block
 from meterd.ledger.chain import head_behind
@@ -23,6 +31,8 @@ from meterd.ledger.encoding import digest, key_id, take_apart
 from meterd.ledger.order import ORDER_CONTEXT, ForkResolve, Order, Replace, decode_order, open_order
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterd.authority.asking import Asking
     from meterd.authority.node import Node
     from meterd.authority.roster import ChainId
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
     from meterd.authority.witness import Held
     from meterd.ledger.encoding import Sealed as Parts
 
+RUN_MIN = 3  # blocks that come together and are judged as one
 WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
 BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
 REFUSED_MAX = 64  # of the last refusals, to be shown
@@ -40,12 +51,14 @@ class Judging:
 
     Attributes:
         waiting: Chains of which blocks wait: for those before, for an order, or for their time.
+        unsealed: Chains of which blocks came in runs, and have their seals verified in turn.
     """
 
     def __init__(self, node: Node, asking: Asking, voting: Voting) -> None:
         """Hold nothing yet."""
         self._node, self._asking, self._voting = node, asking, voting
         self.waiting: dict[ChainId, None] = {}
+        self.unsealed: dict[ChainId, None] = {}
 
     def take(self, sender: str, message: bytes, parts: Parts) -> bool:
         """Take a block or an order; say whether it is one.
@@ -103,6 +116,82 @@ class Judging:
         epoch = self._node.roster.epoch_at(block.order[0])
         self._grew(held, chain.head.block_hash, message, checks=checks, epoch=epoch)
 
+    def take_run(self, messages: Sequence[bytes]) -> bool:
+        """Take blocks that came in one message, if they are the next of one chain.
+
+        Returns:
+            False where nothing was taken, whatever the reason: one by one they show which.
+
+        Raises:
+            EncodingError: One is misspelt.
+        """
+        run = [take_apart(message) for message in messages]
+        if len(run) < RUN_MIN or BLOCK_CONTEXT.encode() not in run[0].payload[:24]:
+            return False
+        name, incarnation, height = place_of(run[0].payload)
+        held = self._node.chains.get((name, incarnation))
+        if held is None or held.chain is None or held.frozen or height != held.height + 1:
+            return False
+        roster = self._node.roster
+        try:
+            chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
+        except BlockRejectedError:
+            return False
+        if checks & PLAUSIBLE == 0:
+            self._node.tell(1, "implausible", meter=name, height=chain.head.height)
+        held.chain, held.checks = chain, held.checks & checks
+        rows = []
+        for (block_hash, order), message in zip(added, messages, strict=True):
+            held.grow(block_hash, roster.epoch_at(order), sealed=False)
+            rows.append((held.height, block_hash, message))
+        self._node.records.append(
+            PutBlocks(held.chain_id, tuple(rows), self._node.now.wall_s, checks | UNSEALED)
+        )
+        self.unsealed[held.chain_id] = None
+        self._go_on(held)
+        return True
+
+    def verify_seals(self) -> None:
+        """Have the next seals verified of one of the chains that came in runs."""
+        chain_id = next(iter(self.unsealed), None)
+        if chain_id is None:
+            return
+        held = self._node.chains[chain_id]
+        del self.unsealed[chain_id]
+        if held.sealed:
+            self._voting.mark(chain_id)
+            return
+        self.unsealed[chain_id] = None  # the others first
+        lacking, _ = held.seal_lacking
+        if lacking and held.asked_seal_ms + ANSWER_MS <= self._node.now.mono_ms:
+            held.asked_seal_ms = self._node.now.mono_ms
+            self._asking.ask_any(AskBlocks(*chain_id, lacking, lacking))
+        elif not lacking:
+            self._node.out.append(Load(chain_id, held.sealed_to + 1, held.height, ("seals",)))
+
+    def seals_loaded(self, held: Held, first: int, messages: Sequence[bytes]) -> None:
+        """Verify the seals of blocks that came in runs, as the store holds them."""
+        good = held.sealed_to
+        for height, message in enumerate(messages, start=first):
+            try:
+                open_enrolled(message, self._node.roster)
+            except BlockRejectedError:
+                held.seal_lacking = (height, digest(take_apart(message).payload))
+                self._node.count("bad seal")
+                break
+            good = height
+        if good > held.sealed_to:
+            held.sealed_to = good
+            self._node.records.append(PutSealed(held.chain_id, good))
+        if held.sealed:
+            self._voting.mark(held.chain_id)
+
+    def _take_seal(self, held: Held, message: bytes) -> None:
+        """Take a block that is held with a bad seal, if this one's is good."""
+        open_enrolled(message, self._node.roster)
+        self._node.records.append(PutSeal(held.chain_id, held.seal_lacking[0], message))
+        held.seal_lacking = NONE_LACKING
+
     def _known(self, sender: str, held: Held, height: int, message: bytes, parts: Parts) -> bool:
         """Deal with what is not the next block; say whether it was dealt with."""
         if height == held.height + 1:
@@ -113,6 +202,9 @@ class Judging:
             return True
         here = held.hashes.get(height)
         block_hash = digest(parts.payload)
+        if (height, block_hash) == held.seal_lacking:
+            self._take_seal(held, message)
+            return True
         if here == block_hash:
             return True
         if held.chain is None and here is not None:
@@ -122,7 +214,7 @@ class Judging:
         if here is not None and height > held.certified and len(held.branch) < BRANCH_MAX:
             held.branch[height] = message
             self.adopt(held)
-        if not held.frozen:
+        if not held.frozen and height <= held.sealed_to:
             self._node.out.append(Load(held.chain_id, height, height, ("compare",), message))
         return True
 
@@ -227,7 +319,6 @@ class Judging:
     ) -> None:
         """Keep one more block, and see what follows from it."""
         held.grow(block_hash, epoch)
-        self._node.grown[held.chain_id] = None
         held.checks &= checks
         self._node.records.append(
             PutBlocks(
@@ -237,7 +328,13 @@ class Judging:
                 checks,
             )
         )
-        self._voting.mark(held.chain_id)
+        self._go_on(held)
+
+    def _go_on(self, held: Held) -> None:
+        """See what follows from what a chain has grown by."""
+        self._node.grown[held.chain_id] = None
+        if held.sealed:
+            self._voting.mark(held.chain_id)
         if held.ahead:
             for kid, vote in held.sort_ahead():
                 self._voting.suspect(held, kid, vote)
@@ -335,6 +432,8 @@ class Judging:
         for height in [height for height in held.hashes if height >= first]:
             del held.hashes[height]
         held.height = first - 1
+        held.sealed_to = min(held.sealed_to, held.height)
+        held.seal_lacking = NONE_LACKING
         for height, block_hash, _ in blocks:
             held.grow(block_hash, held.epoch_at(height))
             held.branch.pop(height, None)

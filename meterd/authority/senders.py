@@ -23,7 +23,7 @@ class Settings(NamedTuple):
 
     tick_ms: int = 500
     digest_ms: int = 5000
-    bytes_s_max: int = 4_000_000
+    bytes_s_max: int = 10_000_000  # of one who answers a node that was off for long
     messages_s_max: int = 5000
 
 

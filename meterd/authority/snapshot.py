@@ -25,6 +25,7 @@ class HeldBefore(NamedTuple):
         certified: Up to which height.
         certified_epoch: In which epoch.
         checks: What holds for every block above this node's last leaf here.
+        sealed_to: Up to which height each block's own seal has been verified.
     """
 
     chain: ChainId
@@ -33,6 +34,7 @@ class HeldBefore(NamedTuple):
     certified: int
     certified_epoch: int
     checks: int
+    sealed_to: int
 
 
 class Sequence(NamedTuple):

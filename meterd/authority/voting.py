@@ -130,7 +130,8 @@ class Voting:
                 0,
                 0,
             )  # answered: ask for what follows
-            self._asking.ask_batches()
+            if not self._asking.behind:  # blocks first, batches meanwhile at the pace of ticks
+                self._asking.ask_batches()
         following = self._batches_waiting.get(batch.kid, {}).pop(number + 1, None)
         if following is not None:
             self.take_batch(sender, following)
@@ -367,7 +368,7 @@ class Voting:
         height = held.height
         while height and held.epoch_at(height) > self._node.epoch:
             height -= 1
-        if held.frozen or not height:
+        if held.frozen or not height or not held.sealed:
             return None
         if self._node.kid in held.ahead or self._node.kid in held.foreign:
             return None  # we have attested what we do not hold: it has to be fetched first

@@ -14,12 +14,14 @@ from nacl.signing import VerifyKey
 
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, TIMELY, Leaf
 from meterd.errors import BlockRejectedError
-from meterd.ledger.block import BLOCK_CONTEXT, decode_block
+from meterd.ledger.block import BLOCK_CONTEXT, decode_block, skim_block
 from meterd.ledger.chain import Chain, verify_block
 from meterd.ledger.encoding import verify_seal
 from meterd.ledger.order import decode_order
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterd.authority.effects import Now
     from meterd.authority.roster import ChainId, Enrolled, Roster
     from meterd.ledger.block import Block
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 HASHES_KEPT = 64  # below the head, to compare with what others hold; older ones are on the card
 AHEAD_S_MAX = 5  # a block may end so far in our future: two synchronised clocks differ by less
+UNSEALED = 8  # beside a kept block's checks: its own seal has not been verified yet
+NONE_LACKING = (0, b"")
 LIMIT_TENTHS = 16  # a main fuse carries 1.6 times its rating for an hour (gG characteristic)
 
 
@@ -74,11 +78,16 @@ class Held:
         asked: (peer, when) of the question that is open, or None.
         branch: Sealed blocks of another history by height.
         refused: Hash of the block that was refused last: it is not judged again.
+        sealed_to: Up to which height each block's own seal has been verified. Those above came in
+            runs: what links to them has a good seal (see `judge_run`).
+        seal_lacking: Height and hash of a block that came with a bad seal: it is asked for.
+        asked_seal_ms: When it was asked for last, by the clock of `Now`.
     """
 
     __slots__ = (
         "ahead",
         "asked",
+        "asked_seal_ms",
         "branch",
         "certified",
         "certified_epoch",
@@ -92,6 +101,8 @@ class Held:
         "head_hash",
         "height",
         "refused",
+        "seal_lacking",
+        "sealed_to",
         "votes",
         "waiting",
         "wanted",
@@ -114,9 +125,18 @@ class Held:
         self.asked: tuple[str, int] | None = None
         self.branch: dict[int, bytes] = {}
         self.refused = b""
+        self.sealed_to = self.asked_seal_ms = 0
+        self.seal_lacking = NONE_LACKING
 
-    def grow(self, block_hash: bytes, epoch: int) -> None:
+    @property
+    def sealed(self) -> bool:
+        """Whether each block's own seal has been verified."""
+        return self.sealed_to == self.height
+
+    def grow(self, block_hash: bytes, epoch: int, *, sealed: bool = True) -> None:
         """Take the next block's hash; it names an order of `epoch`."""
+        if sealed and self.sealed_to == self.height:
+            self.sealed_to += 1
         self.height += 1
         self.head_hash = self.hashes[self.height] = block_hash
         if epoch > (self.epochs[-1][1] if self.epochs else 1):
@@ -177,12 +197,56 @@ def judge_block(
     """
     terms = roster.terms(chain, block.order)
     enrolled = roster.enrolled((chain.meter, chain.incarnation))
+    _check_open(block, enrolled)
+    verify_seal(sealed, VerifyKey(terms.key_at(block.order[0])), chain.genesis)
+    return _follow(block, sealed.payload, terms, enrolled, now)
+
+
+def judge_run(
+    run: Sequence[Sealed], chain: Chain, roster: Roster, now: Now
+) -> tuple[Chain, list[tuple[bytes, int]], int]:
+    """Return `chain` with a run of blocks added, each one's hash and order, and their checks.
+
+    The last seal alone is verified: the last block links to the one before, and so on, so that who
+    sealed it vouches for every payload. The other seals may be anything, and are no evidence; nor
+    is it looked at yet whether each block is in its one spelling. Both are before it is attested.
+
+    Args:
+        run: Sealed blocks, ascending, at least one.
+        chain: What the first of them must extend.
+        roster: The network as certified so far.
+        now: This node's clock.
+
+    Raises:
+        EncodingError: A payload is no block.
+        BlockRejectedError: As for `judge_block`.
+    """
+    enrolled = roster.enrolled((chain.meter, chain.incarnation))
+    added, checks, named = list[tuple[bytes, int]](), CHECKS_ALL, (-1, b"")
+    for sealed in run:
+        block = skim_block(sealed.payload)
+        if block.order != named:
+            chain, named = roster.terms(chain, block.order), block.order
+        _check_open(block, enrolled)
+        chain, passed = _follow(block, sealed.payload, chain, enrolled, now)
+        checks &= passed
+        added.append((chain.head.block_hash, block.order[0]))
+    verify_seal(run[-1], VerifyKey(chain.key_at(named[0])), chain.genesis)
+    return chain, added, checks
+
+
+def _check_open(block: Block, enrolled: Enrolled) -> None:
     if enrolled.revoked:
-        raise ChainEndedError(f"the key of {chain.meter} was revoked: {enrolled.revoked}")
+        raise ChainEndedError(f"the key of {block.meter} was revoked: {enrolled.revoked}")
     if enrolled.closed is not None and block.height > enrolled.closed[0]:
         raise ChainEndedError(f"an order ended this chain at block {enrolled.closed[0]}")
-    verify_seal(sealed, VerifyKey(terms.key_at(block.order[0])), chain.genesis)
-    head = verify_block(block, sealed.payload, terms)
+
+
+def _follow(
+    block: Block, payload: bytes, terms: Chain, enrolled: Enrolled, now: Now
+) -> tuple[Chain, int]:
+    """Return `terms` with `block` added, and which checks it passes; its seal is not looked at."""
+    head = verify_block(block, payload, terms)
     checks = CHECKS_ALL
     if not now.synchronised:
         checks &= ~TIMELY

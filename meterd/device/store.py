@@ -32,6 +32,8 @@ from meterd.authority.effects import (
     PutCounters,
     PutEpoch,
     PutEvidence,
+    PutSeal,
+    PutSealed,
     PutStart,
     SendBatches,
     SendCertificate,
@@ -73,6 +75,7 @@ CREATE TABLE block (
     chain INTEGER NOT NULL, height INTEGER NOT NULL, hash BLOB NOT NULL, sealed BLOB NOT NULL,
     received_s INTEGER NOT NULL, checks INTEGER NOT NULL,
     PRIMARY KEY (chain, height)) WITHOUT ROWID;
+CREATE INDEX unsealed ON block (chain, height) WHERE checks >= 8;
 CREATE TABLE batch (
     kid BLOB NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, epoch INTEGER NOT NULL,
     closing INTEGER NOT NULL, message BLOB NOT NULL, beside INTEGER NOT NULL,
@@ -230,6 +233,18 @@ class Store:
             case DropBlocks():
                 chain = self._chain(record.chain)
                 run("DELETE FROM block WHERE chain = ? AND height >= ?", (chain, record.first))
+            case PutSealed():
+                run(
+                    "UPDATE block SET checks = checks & 7 "
+                    "WHERE chain = ? AND height <= ? AND checks >= 8",
+                    (self._chain(record.chain), record.height),
+                )
+            case PutSeal():
+                run(
+                    "UPDATE block SET sealed = ?, checks = checks & 7 "
+                    "WHERE chain = ? AND height = ?",
+                    (record.sealed, self._chain(record.chain), record.height),
+                )
             case PutBatch():
                 self._put_batch(record.batch, record.message, beside=record.beside)
             case PutCertified():
@@ -302,7 +317,7 @@ class Store:
     def blocks(
         self, chain_id: ChainId, first: int, last: int, *, bytes_max: int = 1 << 40
     ) -> Iterator[tuple[int, bytes]]:
-        """Yield (height, sealed) of a chain's blocks, ascending, up to `bytes_max`, or the first."""
+        """Yield (height, sealed) of blocks, ascending, up to `bytes_max`, but the first anyway."""
         with _refusing(self._path), closing(self._db.cursor()) as cursor:
             cursor.execute(
                 "SELECT height, sealed FROM block WHERE chain = ? AND height BETWEEN ? AND ? "
@@ -416,6 +431,9 @@ class Store:
                 (number, max(0, head - HASHES_KEPT)),
             ).fetchall()
         )
+        (unsealed,) = run(
+            "SELECT min(height) FROM block WHERE chain = ? AND checks >= 8", (number,)
+        ).fetchone()
         checks = CHECKS_ALL
         for (passed,) in run(
             "SELECT DISTINCT checks FROM block WHERE chain = ? AND height > ?", (number, own)
@@ -425,7 +443,8 @@ class Store:
             take_apart(sealed).payload
             for _, sealed in self.blocks(chain_id, max(1, certified), head)
         )
-        return HeldBefore(chain_id, hashes, payloads, certified, epoch, checks)
+        sealed_to = head if unsealed is None else unsealed - 1
+        return HeldBefore(chain_id, hashes, payloads, certified, epoch, checks, sealed_to)
 
     # --- proofs -----------------------------------------------------------------------------
 
@@ -479,7 +498,7 @@ class Store:
             return None
         top = sorted(leaf.height for _, leaf in votes)[needed - 1]
         sealed = [message for _, message in self.blocks(chain_id, height, top)]
-        if len(sealed) != top - height + 1:
+        if len(sealed) != top - height + 1 or self._unsealed(chain_id, height):
             return None
         payloads = [take_apart(message).payload for message in sealed]
         with _refusing(self._path):
@@ -530,6 +549,15 @@ class Store:
         rows = self._rows("SELECT data FROM certificate WHERE height = ?", height)
         sealed = [sealed for _, sealed in self.blocks(distributor, height, height)]
         return (sealed[0], open_certificate(rows[0][0])) if rows and sealed else None
+
+    def _unsealed(self, chain_id: ChainId, height: int) -> bool:
+        """Say whether a block's own seal has not been verified: it proves nothing yet."""
+        rows = self._rows(
+            "SELECT 1 FROM block WHERE chain = ? AND height = ? AND checks >= 8",
+            self._chains.get(chain_id, 0),
+            height,
+        )
+        return bool(rows)
 
     def _hash_at(self, chain_id: ChainId, height: int) -> bytes:
         row = self._db.execute(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from meterd.errors import EncodingError
 from meterd.ledger.account import shaped
-from meterd.ledger.encoding import HASH_BYTES, decode, digest, encode
+from meterd.ledger.encoding import HASH_BYTES, decode, digest, encode, skim
 from meterd.metering.energy import obis_code
 
 BLOCK_CONTEXT = "meterd/block/v1"
@@ -145,7 +145,23 @@ def decode_block(data: bytes) -> Block:
     Raises:
         EncodingError: Not a block of this version, or not in its one spelling.
     """
-    value = decode(data, bytes_max=BLOCK_BYTES_MAX)
+    return _read_block(decode(data, bytes_max=BLOCK_BYTES_MAX))
+
+
+def skim_block(data: bytes) -> Block:
+    """Return the block that `data` spells, in whichever spelling; `decode_block` tells if it may.
+
+    For what a verified hash covers already, and is decoded once more before anything rests on it.
+
+    Raises:
+        EncodingError: Not a block of this version.
+    """
+    if len(data) > BLOCK_BYTES_MAX:
+        raise EncodingError(f"expected at most {BLOCK_BYTES_MAX} bytes, got {len(data)}")
+    return _read_block(skim(data))
+
+
+def _read_block(value: Any) -> Block:  # noqa: ANN401 - any decoded value
     if not shaped(value, *_SHAPE):
         raise EncodingError("not a block")
     context, genesis, meter, incarnation, height, previous, order, start_s, end_s = value[:9]
@@ -160,7 +176,7 @@ def decode_block(data: bytes) -> Block:
     ):
         raise EncodingError("order, clock, records or events of the block are misshapen")
     hashes = (genesis, previous, order[1], parameters, records[1], events[1])
-    if any(len(item) != HASH_BYTES for item in hashes) or len(clock[2]) != BOOT_ID_BYTES:
+    if {*map(len, hashes)} != {HASH_BYTES} or len(clock[2]) != BOOT_ID_BYTES:
         raise EncodingError("a hash in the block is not 32 bytes, or its boot id not 16")
     if clock[0] not in _STATUSES:
         raise EncodingError(f"expected clock status S, I or R, got {clock[0][:8]}")

@@ -14,7 +14,6 @@ physics: a block that passes was sealed by this meter, here, in this order, and 
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from nacl.signing import VerifyKey
@@ -253,27 +252,29 @@ def _verify_time(block: Block, chain: Chain) -> None:
 
 
 def _verify_energy(block: Block, head: Head) -> None:
-    here = f"block {block.height}"
-    codes = [energy.obis for energy in block.energy]
-    if any(early >= late for early, late in pairwise(codes)):
-        raise BlockRejectedError(f"{here} has registers out of order or twice")
     before = {energy.obis: energy for energy in head.energy}
+    code = b""
     for energy in block.energy:
-        name = obis_code(energy.obis)
-        old = before.pop(energy.obis, None)
+        if energy.obis <= code:
+            raise BlockRejectedError(f"block {block.height} has registers out of order or twice")
+        code = energy.obis
+        old = before.pop(code, None)
         expected_uj = old.last_uj if old else 0
         if energy.first_uj != expected_uj:
-            raise BlockRejectedError(
-                f"{here} begins register {name} at {energy.first_uj} uJ, expected {expected_uj}"
-            )
-        if energy.last_uj < energy.first_uj:
-            raise BlockRejectedError(f"{here} lowers register {name}")
-        if energy.kind > 1 or (
+            reason = f"begins {{}} at {energy.first_uj} uJ, expected {expected_uj}"
+        elif energy.last_uj < energy.first_uj:
+            reason = "lowers {}"
+        elif energy.kind > 1 or (
             old and old.kind != energy.kind and block.parameters == head.parameters
         ):
-            raise BlockRejectedError(f"{here} relabels register {name} as kind {energy.kind}")
+            reason = f"relabels {{}} as kind {energy.kind}"
+        else:
+            continue
+        said = reason.format(f"register {obis_code(code)}")
+        raise BlockRejectedError(f"block {block.height} {said}")
     if before:
-        raise BlockRejectedError(f"{here} leaves out register {obis_code(min(before))}")
+        left = obis_code(min(before))
+        raise BlockRejectedError(f"block {block.height} leaves out register {left}")
 
 
 class SealTask(NamedTuple):

@@ -108,6 +108,15 @@ def decode_first(data: bytes) -> tuple[Any, int]:
     return value, len(spelt)
 
 
+def skim(data: bytes) -> Any:  # noqa: ANN401 - the schema follows
+    """Return the value that `data` spells, in whichever spelling, even outside the profile.
+
+    Raises:
+        EncodingError: Not CBOR.
+    """
+    return _loads(data)
+
+
 def _loads(data: bytes) -> object:
     try:
         return cbor2.loads(
