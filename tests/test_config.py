@@ -3,6 +3,7 @@ from __future__ import annotations
 import tomllib
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from meterd.config import (
     Settings,
     check,
     load,
+    load_node,
     parameters,
 )
 from meterd.config_lines import lines_of
@@ -28,6 +30,7 @@ from meterd.metering.board import LAYOUTS
 from meterd.metering.reading import BoardRules, Clamp
 
 SHIPPED = Path(__file__).parent.parent / "config" / "meterd.toml"
+DISTRIBUTOR = SHIPPED.with_name("distributor.toml")
 LEAST = """\
 [meter]
 name = "kitchen-12"
@@ -688,3 +691,18 @@ def test_the_line_of_a_key_is_where_it_begins(
             text += f"{key} = {value}\n"
     tomllib.loads(text)
     assert lines_of(text) == expected
+
+
+def test_a_node_without_a_meter_is_set_up_by_the_file_that_is_shipped() -> None:
+    node = load_node(DISTRIBUTOR)
+    assert (node.name, node.metered, node.clock.trust) == ("grid-co", False, "kernel")
+    assert node.network.brokers == ("mqtts://broker.example:8883",)
+    defaults = type(node.network)()
+    for field in ("tick_ms", "digest_ms", "line", "store"):
+        assert getattr(node.network, field) == getattr(defaults, field)
+    tables: dict[str, Any] = tomllib.loads(DISTRIBUTOR.read_text())
+    assert {name: set(table) for name, table in tables.items()} == {
+        name: set(TABLES[name]) for name in ("network", "clock")
+    }
+    for line in DISTRIBUTOR.read_text().splitlines():
+        assert " = " not in line or " # " in line or line.startswith("#"), line

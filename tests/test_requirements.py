@@ -10,60 +10,27 @@ T4: a meter seals on without a network. Its backlog comes in order, once, within
 T5: a stranger, a key that was rotated out or revoked, and a voter of a closed epoch are refused.
 T6: two histories, and a register that falls, are kept or named, and alarm every honest node.
 T7: keys are made on the device, rotated and revoked; the whole history stays verifiable.
-S2: metering has no network, and nothing that the process with the network says shifts a register.
 """
 
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-import tomllib
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grimp
 import pytest
 
 from meterd.authority.attestation import CHECKS_ALL, OPEN, Header, Leaf, sign_batch
-from meterd.authority.certificate import seals_evidence, spell_order, verify_receipt
-from meterd.authority.effects import (
-    Accuse,
-    Assembled,
-    Certify,
-    Connected,
-    Load,
-    Loaded,
-    Now,
-    Persist,
-    PutBlocks,
-    Received,
-    Sealed,
-    Send,
-    SendBatches,
-    SendCertificate,
-    SendEvidence,
-    Stopping,
-    Tell,
-    Tick,
-)
-from meterd.authority.gossip import Gossip
-from meterd.authority.messages import AskBlocks, Fetch, HeadHeld, Said, open_said, say
-from meterd.authority.roster import found
+from meterd.authority.certificate import seals_evidence, verify_receipt
+from meterd.authority.effects import Connected, Load, Received, Sealed, Stopping, Tick
+from meterd.authority.messages import AskBlocks, Fetch, Said, open_said, say
 from meterd.authority.senders import FAULTS_MAX, PACED, Sender, Settings
-from meterd.config import load_node
-from meterd.config_rules import TABLES
-from meterd.ctl.account import StoredAccount
-from meterd.device.mailbox import INBOX, Mailbox
-from meterd.device.store import Store
 from meterd.device.vault import create_next_seal, create_seal, load_seals
 from meterd.errors import BlockRejectedError
 from meterd.ledger.chain import verify_sealed
-from meterd.ledger.encoding import decode, digest, key_id, seal, take_apart
+from meterd.ledger.encoding import digest, key_id, seal
 from meterd.ledger.order import RosterChange, Rotate, sign_rotation
-from meterd.neighbours import Neighbours
-from tests import street
 from tests.authority.examples import (
     ENROL,
     GENESIS,
@@ -72,9 +39,7 @@ from tests.authority.examples import (
     NODES,
     OTHER_HOUSE,
     REVOKE,
-    VOTERS,
     block,
-    certificate,
     chain,
     key,
     leaf,
@@ -84,8 +49,6 @@ from tests.authority.examples import (
     rotate,
     sealed,
 )
-from tests.conftest import ROOT
-from tests.rig import MIDNIGHT_S, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -93,211 +56,25 @@ if TYPE_CHECKING:
 
     from nacl.signing import SigningKey
 
-    from meterd.authority.effects import Effect, Event
     from meterd.ledger.account import Genesis
     from meterd.ledger.block import Block
-    from meterd.ledger.order import Order
 
-NAMES = (*VOTERS, GRID)
-REGULATOR, FEEDER = "regulator", "feeder-1"
-WALL_S = 2_000_000_000
-EAGER = Settings(tick_ms=0, digest_ms=1000)
-ROUND_MS = 2500  # a question that nobody answers is asked anew in each round
-ROUNDS = 12
-HOPS_MAX = 60  # questions, answers and what follows: some ten, where nobody goes round in circles
-
-
-class Member:
-    """One node: its core, its store, what it told, and all that it sent.
-
-    Attributes:
-        gossip: Of the present start.
-        told: Events for its journal.
-        sent: (topic, message), over all starts.
-        kept: (chain, height) of each block that it kept, in this order.
-    """
-
-    def __init__(self, net: Net, name: str) -> None:
-        self.net, self.name = net, name
-        self.store = Store(":memory:", genesis=net.genesis.hash, node=name)
-        self.told: list[Tell] = []
-        self.sent: list[tuple[str, bytes]] = []
-        self.kept: list[tuple[tuple[str, int], int]] = []
-        self.start()
-
-    def start(self) -> None:
-        """Start, from what the store holds."""
-        starts = self.store.begin_start()
-        voting = key(f"{self.name} votes")
-        self.gossip = Gossip(
-            self.net.genesis,
-            self.name,
-            voting,
-            nonce=digest(f"{self.name} {starts}".encode())[:16],
-            snapshot=self.store.snapshot(key_id(bytes(voting.verify_key)), (GRID, 1)),
-            settings=self.net.settings,
-            meter=self.name if self.name in {HOUSE, OTHER_HOUSE} else "",
-        )
-
-    def feed(self, event: Event) -> list[Effect]:
-        effects = self.gossip.step(event, self.net.now)
-        for effect in effects:
-            self.perform(effect)
-        return effects
-
-    def perform(self, effect: Effect) -> None:
-        match effect:
-            case Persist():
-                self.store.perform(effect.records)
-                for record in effect.records:
-                    if isinstance(record, PutBlocks):
-                        self.kept += [(record.chain, height) for height, _, _ in record.blocks]
-            case Send():
-                self.publish(effect.topic, effect.message)
-            case Load():
-                self.feed(Loaded(effect, self.store.load(effect)))
-            case SendBatches() | SendEvidence() | SendCertificate():
-                for message in self.store.answers(effect, self.gossip.roster):
-                    self.publish(f"answer/{effect.to}", message)
-            case Accuse():
-                proof = self.store.accuse(effect)
-                if proof is not None:
-                    self.feed(Assembled(proof))
-            case Certify():
-                self.store.certify(effect, self.gossip.roster)
-            case Tell():
-                self.told.append(effect)
-            case _:
-                pass
-
-    def publish(self, topic: str, message: bytes) -> None:
-        self.sent.append((topic, message))
-        self.net.queue.append((self.name, topic, message))
-
-    @property
-    def state(self) -> tuple[object, ...]:
-        """What it believes: blocks, votes, certificates, evidence."""
-        chains = {
-            chain_id: (
-                *(held.height, held.head_hash, held.certified, held.certified_epoch, held.frozen),
-                *(dict(held.hashes), dict(held.votes), dict(held.foreign), dict(held.ahead)),
-            )
-            for chain_id, held in self.gossip.chains.items()
-            if held.height or held.votes or held.ahead
-        }
-        gossip = self.gossip
-        return (
-            *(chains, dict(gossip.sequences), set(gossip.evidence), dict(gossip.accused)),
-            *(gossip.epoch, gossip.booted, gossip.roster.head),
-        )
-
-    def certified(self, name: str = HOUSE) -> int:
-        held = self.gossip.chains.get((name, 1))
-        return held.certified if held else 0
-
-    def alarms(self, event: str) -> list[dict[str, str | int]]:
-        return [dict(t.fields) for t in self.told if (t.level, t.event) == (2, event)]
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why it refused something, as it can be shown and as the journal has it."""
-        told = [str(dict(t.fields).get("reason", "")) for t in self.told]
-        return [reason for _, _, reason in self.gossip.refused] + told
-
-
-Post = tuple[str, str, bytes]
-
-
-class Net:
-    """All nodes, and the broker between them.
-
-    Attributes:
-        broker: What it makes of the messages of a moment: (sender, topic, message).
-        tampers: What it does before it gives a message to somebody: (sender, message, to).
-    """
-
-    def __init__(self, genesis: Genesis = GENESIS, settings: Settings = EAGER) -> None:
-        self.genesis, self.settings = genesis, settings
-        self.mono_ms, self.synchronised = 0, True
-        self.queue: list[Post] = []
-        self.broker: Callable[[list[Post]], Iterable[Post]] = lambda posts: posts
-        self.tampers: Callable[[str, bytes, Member], None] = lambda *_: None
-        self.nodes = {name: Member(self, name) for name in NAMES}
-
-    @property
-    def now(self) -> Now:
-        return Now(self.mono_ms, WALL_S, self.synchronised)
-
-    def settle(self, rounds: int = ROUNDS, ms: int = ROUND_MS) -> None:
-        """Let time pass until all have said what they have to say."""
-        for _ in range(rounds):
-            self.mono_ms += ms
-            for node in self.nodes.values():
-                node.feed(Tick())
-            for _ in range(HOPS_MAX):
-                self.hop()
-            assert not self.queue, "they do not stop talking"
-
-    def hop(self) -> None:
-        """Let the broker pass on what was published until now."""
-        posts, self.queue = self.queue, []
-        for sender, topic, message in self.broker(posts):
-            to = topic.partition("/")[2]
-            for name, node in self.nodes.items():
-                if name != sender and (not to or to == name):
-                    self.tampers(sender, message, node)
-                    node.feed(Received(sender, message))
-
-    def seal(self, *messages: bytes, name: str = HOUSE) -> None:
-        for message in messages:
-            self.nodes[name].feed(Sealed(message))
-
-    def order(self, *orders: Order) -> None:
-        """Let the distributor give orders, and each come into force before the next."""
-        for each in orders:
-            message = seal(each.encode(), key(f"{GRID} seals"), self.genesis.hash)
-            self.seal(message, name=GRID)
-            self.settle(6)
-            for node in self.nodes.values():
-                assert node.gossip.roster.head.height == each.height, node.name
-
-    @property
-    def traffic(self) -> list[Post]:
-        return [(n.name, *sent) for n in self.nodes.values() for sent in n.sent]
-
-    @property
-    def states(self) -> dict[str, tuple[object, ...]]:
-        return {name: node.state for name, node in self.nodes.items()}
-
-    def assert_certified(self, height: int, name: str = HOUSE) -> None:
-        """All nodes hold the chain, all of it is certified, and nobody is accused of anything."""
-        assert {n.name: n.certified(name) for n in self.nodes.values()} == dict.fromkeys(
-            NAMES, height
-        )
-        assert not any(n.gossip.evidence or n.gossip.accused for n in self.nodes.values())
-
-
-BLOCKS = chain(4)
-SEALED = [sealed(each) for each in BLOCKS]
-
-
-def said_in(message: bytes) -> tuple[str, int] | None:
-    """Return sender and counter of a message that somebody says; None where it is a block."""
-    if not message.startswith(b"\xd2"):
-        return None
-    context, *value = decode(take_apart(message).payload)
-    if context in {"meterd/block/v1", "meterd/order/v1"}:
-        return None
-    return value[0], value[1]
-
+from tests.net import (
+    BLOCKS,
+    FEEDER,
+    NAMES,
+    REGULATOR,
+    ROUNDS,
+    SEALED,
+    WALL_S,
+    Member,
+    Net,
+    Post,
+    flipped,
+    said_in,
+)
 
 # --- T1 -------------------------------------------------------------------------------------------
-
-
-def flipped(message: bytes, bit: int) -> bytes:
-    data = bytearray(message)
-    data[bit // 8] ^= 1 << bit % 8
-    return bytes(data)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -909,160 +686,3 @@ def assert_history(net: Net, history: list[Block]) -> None:
             assert verify_receipt(receipt, net.genesis).block_hash == item.hash
             with pytest.raises(BlockRejectedError):
                 verify_receipt(receipt, GENESIS)
-
-
-# --- S2 -------------------------------------------------------------------------------------------
-
-METERING = ("meterd.run", "meterd.meter", "meterd.neighbours", "meterd.bookkeeper")
-NETWORK_MODULES = {
-    *("meterd.peer", "meterd.device.broker", "meterd.device.store", "meterd.authority.gossip"),
-    *("paho", "amqtt", "ssl", "http", "urllib", "sqlite3"),
-}
-
-
-def test_s2_nothing_that_metering_imports_now_or_later_has_a_network() -> None:
-    """By the source, imports inside functions too. The peer process is started, not imported."""
-    graph = grimp.build_graph("meterd", include_external_packages=True, cache_dir=None)
-    assert graph.modules >= {"meterd.peer", "meterd.device.broker", "paho", "ssl"}
-    for module in METERING:
-        reached = graph.find_upstream_modules(module)
-        assert len(reached) > 30
-        assert not reached & NETWORK_MODULES, module
-    assert "paho" in graph.find_upstream_modules("meterd.peer")  # the check can fail
-
-
-def test_s2_a_metering_process_has_no_such_module() -> None:
-    """Of what asyncio brings itself, `ssl` is one: nobody else asks for it."""
-    script = (
-        "import asyncio, sys; before = set(sys.modules); "
-        f"import {', '.join(METERING)}; print(*sorted(set(sys.modules) - before))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
-    )
-    loaded = set(done.stdout.split())
-    assert loaded >= set(METERING)
-    harmless = {"urllib", "urllib.parse"}  # of pathlib
-    assert not (loaded - harmless) & {*NETWORK_MODULES, "urllib.request", "http.client", "_ssl"}
-
-
-def fill(inbox: Mailbox, draw: random.Random, kept: list[bytes]) -> None:
-    """Write into a meter's inbox what a peer process in bad hands could think of."""
-    genesis = street.genesis_of()
-    fork = street.chain(genesis, street.HOUSE, 2)
-    two = [seal(b.encode(), street.key(f"{street.HOUSE} seals"), genesis.hash) for b in fork]
-    other = fork[0]._replace(fingerprint=bytes(range(32)))
-    two.append(seal(other.encode(), street.key(f"{street.HOUSE} seals"), genesis.hash))
-    own = street.chain(genesis, street.KITCHEN, 1)[0]
-    stranger = seal(own._replace(height=len(kept) + 1).encode(), key("stranger"), genesis.hash)
-    head = HeadHeld(1, (0, genesis.hash), street.KITCHEN, bytes(16), 1, 99, bytes(32))
-    liar = street.key(f"{street.REGULATOR} votes")
-    letters = [
-        ("certificate", certificate(block()).encode()),
-        ("order", spell_order(sealed(order(ENROL)), certificate(order(ENROL)))),
-        ("answer", say(Said(street.REGULATOR, 1 << 40, head), liar, genesis.hash)),
-        ("block", stranger),
-        ("block", two[0]),
-        ("evidence", seals_evidence(two[0], two[2])),  # it holds, and convicts another
-        ("evidence", seals_evidence(two[0], two[0])),
-        *(("block", old) for old in kept[-2:]),
-        *(("evidence", seals_evidence(old, stranger)) for old in kept[-1:]),
-    ]
-    for kind in ("certificate", "order", "answer", "block", "evidence", "nonsense"):
-        letters.append((kind, draw.randbytes(draw.randrange(3000))))
-        _, real = draw.choice(letters[:7])
-        letters.append((kind, flipped(real, draw.randrange(len(real) * 8))))
-        letters.append((kind, real[: draw.randrange(len(real))]))
-    draw.shuffle(letters)
-    for number, (kind, data) in enumerate(letters):
-        inbox.put(f"{kind}-{number:012d}", data)
-    (inbox.folder / f"odd name {draw.randrange(9)}\x07").touch()
-    (inbox.folder / f"folder-{draw.randrange(9)}").mkdir(exist_ok=True)
-    link = inbox.folder / f"block-{draw.randrange(9)}99"
-    if not link.is_symlink():
-        link.symlink_to("/dev/zero")
-
-
-def sealed_in(state: Path) -> list[bytes]:
-    return [each.message for each in StoredAccount(state).blocks]
-
-
-def lives(state: Path, *, hostile: bool) -> Rig:
-    """Return a meter in a street of four that lived half an hour, with its side of the line."""
-    state.mkdir()
-    genesis = street.genesis_of()
-    (state / "genesis.cbor").write_bytes(genesis.encode())
-    for stream in ("samples", "events", "blocks"):
-        (state / stream).mkdir()
-    rig = Rig(state)
-    rig.start(MIDNIGHT_S)
-    line = Neighbours(
-        found(genesis),
-        rig.book.chain,
-        state=state,
-        line=state / "line",
-        load=lambda first, last: sealed_in(state)[first - 1 : last],
-    )
-    inbox, draw = Mailbox(state / "line" / INBOX), random.Random(7)
-    head = HeadHeld(1, (0, genesis.hash), street.KITCHEN, line._search.nonce, 1, 0, genesis.hash)
-    for number, name in enumerate((street.HOUSE, street.OTHER_HOUSE, street.REGULATOR)):
-        said = Said(name, 1 << 32, head)
-        message = say(said, street.key(f"{name} votes"), genesis.hash)
-        inbox.put(f"answer-{number:012d}", message)
-    assert line.read(rig.boot_ms) == []
-    assert line.waits == ""
-    kept: list[bytes] = []
-    for _ in range(30):
-        if hostile:
-            fill(inbox, draw, kept)
-        rig.rows(12)
-        rig.commit()
-        for spelt in line.read(rig.boot_ms):
-            rig.book.event("order", (("spelt", spelt),))
-            rig.book.obey(line.chain, line.order, line.changes)
-        line.turn(rig.boot_ms)
-        rig.book.raise_alarm("neighbours", line.waits, stands=bool(line.waits))
-        if line.waits:
-            rig.book.waiting = line.waits
-        before, kept = len(kept), sealed_in(state)
-        line.sealed(rig.book.chain, list(enumerate(kept, start=1))[before:])
-    rig.stop()
-    if hostile:
-        assert set(line.refused) >= {"certificate", "order", "answer", "block", "evidence"}
-        assert line.roster == found(genesis)
-        assert not line.recovered
-    return rig
-
-
-def test_s2_a_hostile_peer_process_shifts_no_bit_of_what_is_sealed(tmp_path: Path) -> None:
-    """Its inbox is full of nonsense, of what was forged, and of what holds but is another's."""
-    quiet = lives(tmp_path / "quiet", hostile=False)
-    borne = lives(tmp_path / "borne", hostile=True)
-    assert len(quiet.blocks) >= 25
-    assert borne.book.registers_uj() == quiet.book.registers_uj()
-    for stream in ("samples", "events", "blocks"):
-        one, other = (
-            {path.name: path.read_bytes() for path in (rig.state / stream).iterdir()}
-            for rig in (quiet, borne)
-        )
-        assert one == other, stream
-
-
-# --- the settings of a node that does not meter ---------------------------------------------------
-
-DISTRIBUTOR = ROOT / "config" / "distributor.toml"
-
-
-def test_a_node_without_a_meter_is_set_up_by_the_file_that_is_shipped() -> None:
-    node = load_node(DISTRIBUTOR)
-    assert (node.name, node.metered, node.clock.trust) == (GRID, False, "kernel")
-    assert node.network.brokers == ("mqtts://broker.example:8883",)
-    defaults = type(node.network)()
-    for field in ("tick_ms", "digest_ms", "line", "store"):
-        assert getattr(node.network, field) == getattr(defaults, field)
-    tables: dict[str, Any] = tomllib.loads(DISTRIBUTOR.read_text())
-    assert {name: set(table) for name, table in tables.items()} == {
-        name: set(TABLES[name]) for name in ("network", "clock")
-    }
-    for line in DISTRIBUTOR.read_text().splitlines():
-        assert " = " not in line or " # " in line or line.startswith("#"), line

@@ -129,10 +129,12 @@ class Judging:
         if len(run) < RUN_MIN or BLOCK_CONTEXT.encode() not in run[0].payload[:24]:
             return False
         name, incarnation, height = place_of(run[0].payload)
-        held = self._node.chains.get((name, incarnation))
-        if held is None or held.chain is None or held.frozen or height != held.height + 1:
-            return False
         roster = self._node.roster
+        if (name, incarnation) not in roster.chains:
+            return False
+        held = self._node.hold((name, incarnation))
+        if held.chain is None or held.frozen or height != held.height + 1:
+            return False
         try:
             chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
         except BlockRejectedError:
