@@ -21,7 +21,7 @@ import pytest
 
 from meterd.certificates import issue, make_request, make_root
 from meterd.config import load
-from meterd.ctl.broker_config import acl_text
+from meterd.ctl.broker_settings import acl_text
 from meterd.device.archive import Known, load_blocks, verify
 from meterd.device.store import Store
 from meterd.household import local_ms

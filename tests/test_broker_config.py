@@ -28,7 +28,7 @@ from paho.mqtt.properties import Properties
 
 from meterd.certificates import issue, make_request, make_root, put, revoke
 from meterd.ctl import main
-from meterd.ctl.broker_config import PACKET_BYTES_MAX
+from meterd.ctl.broker_settings import PACKET_BYTES_MAX
 from meterd.ledger.account import Genesis, Meter, Node
 
 if TYPE_CHECKING:
