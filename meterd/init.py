@@ -12,7 +12,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from meterd.device.archive import GENESIS_FILE, read_file
+from meterd.authority.roster import found
+from meterd.device.archive import GENESIS_FILE, ORDERS_FILE, add_orders, read_file
 from meterd.device.vault import create_seal, create_vote, load_seal, load_vote
 from meterd.errors import (
     AbsentError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from nacl.signing import SigningKey
 
+    from meterd.authority.roster import Enrolled, Roster
     from meterd.config import Settings
     from meterd.ledger.account import Node
 
@@ -121,26 +123,34 @@ def refuse_account(state: Path) -> None:
         )
 
 
-def check_member(state: Path, genesis: Genesis, settings: Settings | None) -> Node:
-    """Return the node of `genesis` that this device is, by its own keys and settings.
+def check_member(
+    state: Path, genesis: Genesis, settings: Settings | None, orders: bytes = b""
+) -> Node:
+    """Return the node of the network that this device is, by its own keys and settings.
 
     Args:
         state: Holds the keys.
         genesis: Decoded, from whoever founded the network.
         settings: Of the meter; None where this device meters nothing.
+        orders: Those in force since, with their certificates, as an account keeps them.
 
     Raises:
         ConfigError: It names others, or other keys, or other settings: all that differs.
         AbsentError: A key is missing.
     """
-    from meterd.authority.roster import found  # the daemon, which never joins, goes without
-
     try:
-        found(genesis)
+        roster = found(genesis)
     except BlockRejectedError as error:
         raise ConfigError(
             f"the genesis of {genesis.name} founds no network: {error}",
             hint="have it made with `meterctl network create`",
+        ) from error
+    try:
+        roster = add_orders(roster, orders)
+    except EncodingError as error:
+        raise ConfigError(
+            f"the file of orders {error}",
+            hint=f"take the file `orders` of another meter's account in {genesis.name}",
         ) from error
     try:
         sealing, voting = bytes(load_seal(state).verify_key), bytes(load_vote(state).verify_key)
@@ -150,21 +160,29 @@ def check_member(state: Path, genesis: Genesis, settings: Settings | None) -> No
         ) from error
     name = settings.meter.name if settings else ""
     node = next(
-        (n for n in genesis.nodes if (n.name == name if settings else n.sealing_key == sealing)),
+        (
+            n
+            for n in roster.nodes.values()
+            if (n.name == name if settings else n.sealing_key == sealing)
+        ),
         None,
     )
     if node is None:
         who = f"no node called {name}" if settings else f"no node with the sealing key in {state}"
         raise ConfigError(
             f"the network {genesis.name} has {who}",
-            hint=f"it has {_some(genesis)}; was this device's enrolment in it, from this folder?",
+            hint=f"it has {_some(roster)}; was this device's enrolment in it, from this folder? if "
+            "an order has enrolled it since, add --orders",
         )
     wrong = []
-    if node.sealing_key != sealing:
+    enrolled = roster.newest(node.name)
+    if (enrolled.keys[-1][1] if enrolled else node.sealing_key) != sealing:
         wrong.append(f"the sealing key of {node.name} is not the one in {state}")
     if node.voting_key != voting:
         wrong.append(f"the voting key of {node.name} is not the one in {state}")
-    wrong += _meter_differs(genesis, node, settings)
+    orders_alone = enrolled is not None and (node.name, enrolled.incarnation) == roster.distributor
+    meter = None if orders_alone else enrolled
+    wrong += _meter_differs(genesis, node.name, meter, settings)
     if wrong:
         raise ConfigError(
             f"the genesis of {genesis.name} does not fit this device: {'; '.join(wrong)}",
@@ -173,21 +191,20 @@ def check_member(state: Path, genesis: Genesis, settings: Settings | None) -> No
     return node
 
 
-def _some(genesis: Genesis) -> str:
-    names = [node.name for node in genesis.nodes]
+def _some(roster: Roster) -> str:
+    names = sorted(roster.nodes)
     return ", ".join(names[:NAMED_MAX]) + (", …" if len(names) > NAMED_MAX else "")
 
 
-def _meter_differs(genesis: Genesis, node: Node, settings: Settings | None) -> Iterator[str]:
-    meter = next((meter for meter in genesis.meters if meter.name == node.name), None)
+def _meter_differs(
+    genesis: Genesis, name: str, meter: Enrolled | None, settings: Settings | None
+) -> Iterator[str]:
     if meter is None or settings is None:
         if meter:
-            yield f"{node.name} is a meter there: name its settings with --config"
+            yield f"{name} is a meter there: name its settings with --config"
         if settings:
-            yield f"{node.name} is no meter there: leave out --config"
+            yield f"{name} is no meter there: leave out --config"
         return
-    if meter.sealing_key != node.sealing_key:
-        yield f"{node.name} has two sealing keys"
     for key, there, here, unit in (
         ("meter.fuse_a", meter.fuse_ma, fuse_ma(settings), "mA"),
         ("meter.nominal_v", meter.nominal_mv, nominal_mv(settings), "mV"),
@@ -198,13 +215,16 @@ def _meter_differs(genesis: Genesis, node: Node, settings: Settings | None) -> I
             yield f"{key}: {here} {unit}".rstrip() + " here, " + f"{there} {unit}".rstrip()
 
 
-def join_network(state: Path, genesis: Genesis, settings: Settings | None) -> Node:
+def join_network(
+    state: Path, genesis: Genesis, settings: Settings | None, orders: bytes = b""
+) -> Node:
     """Make this device's account in the network of `genesis`; return the node that it is there.
 
     Args:
         state: Holds the keys that `enrol_keys` made, and no account.
         genesis: Decoded, from whoever founded the network.
         settings: Of the meter; None where this device meters nothing: it gets the genesis alone.
+        orders: As for `check_member`.
 
     Raises:
         ConfigError: There is an account in `state`, or the genesis does not fit this device.
@@ -214,7 +234,10 @@ def join_network(state: Path, genesis: Genesis, settings: Settings | None) -> No
     """
     with _making(state):
         refuse_account(state)
-        node = check_member(state, genesis, settings)
+        node = check_member(state, genesis, settings, orders)
+        if orders and settings is not None:
+            (state / ORDERS_FILE).unlink(missing_ok=True)  # of an attempt that was cut off
+            write_new(state / ORDERS_FILE, orders)
         _make(state, genesis, meters=settings is not None)
     return node
 

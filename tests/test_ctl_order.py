@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meterd.authority.certificate import spell_order
 from meterd.authority.effects import Received
 from meterd.ctl.order_changes import CHANGES
 from meterd.ctl.order_desk import LETTER
+from meterd.device.archive import keep_order, open_newest, read_orders
 from meterd.device.mailbox import NAME
+from meterd.device.vault import load_seal
 from meterd.enrolment import Enrolment, enrolment_text
 from meterd.ledger.encoding import seal, take_apart
 from meterd.ledger.order import decode_order, open_order
@@ -357,6 +360,45 @@ def test_a_meter_is_enrolled_and_given_a_vote(ctl: Ctl, grid: Path, tmp_path: Pa
     entries = ctl("order", "list", "--state", grid, "--json").json
     assert [entry["state"] for entry in entries] == ["certified", "certified"]
     assert entries[1]["in_force"]
+
+
+def test_a_device_that_an_order_enrolled_joins_with_the_orders(
+    ctl: Ctl, grid: Path, tmp_path: Path
+) -> None:
+    config, state, file = tmp_path / "new.toml", tmp_path / "new", tmp_path / "new-9.toml"
+    text = config_text(interval_s=streets.INTERVAL_S)
+    config.write_text(text.replace(f'name = "{KITCHEN}"', 'name = "new-9"'))
+    new = ("--config", config, "--state", state)
+    assert ctl("network", "enrol", *new, "--network", streets.NAME, "-o", file).status == 0
+    assert ctl("order", "enrol", file, "--state", grid, "--yes").status == 0
+    certify(grid.parent)
+    with closing(Street(grid.parent)) as street:
+        node = street.nodes[HOUSE]
+        order = node.store.certificate((GRID, 1), 1, node.gossip.roster)
+    assert order is not None
+    keep_order(tmp_path, spell_order(*order))
+    join = ("network", "join", *new, "--genesis", grid / "genesis.cbor", "--yes")
+    alone = ctl(*join)
+    assert alone.status == 78
+    assert "no node called new-9" in alone.err
+    assert "--orders" in alone.err
+    (tmp_path / "cut").write_bytes((tmp_path / "orders").read_bytes()[:-1])
+    assert ctl(*join, "--orders", tmp_path / "cut").status == 78
+    spoilt = bytearray((tmp_path / "orders").read_bytes())
+    spoilt[-1] ^= 1
+    (tmp_path / "spoilt").write_bytes(spoilt)
+    refused = ctl(*join, "--orders", tmp_path / "spoilt")
+    assert refused.status == 78
+    assert "the file of orders holds an order that does not hold" in refused.err
+    assert not (state / "genesis.cbor").exists()
+    joined = ctl(*join, "--orders", tmp_path / "orders")
+    assert joined.status == 0
+    assert "meterd run --with-peer" in joined.out
+    chain = open_newest(read_orders(state, street.genesis), "new-9")
+    assert chain.key_at(1) == bytes(load_seal(state).verify_key)
+    head = ctl("head", "--state", state)
+    assert head.status == 69
+    assert "nothing has run" in head.err
 
 
 def test_a_device_is_replaced_at_its_last_certified_block(

@@ -102,10 +102,15 @@ def _own_chain(node: KnownNode, account: StoredAccount | None, name: str) -> Cha
     if account is not None:
         blocks = account.blocks
         return name, blocks[-1].block.incarnation if blocks else account.chain.incarnation
+    if not name:
+        raise AbsentError(
+            f"nothing has run in {node.state} yet: there is no head",
+            hint="start `meterd run --with-peer` there, or the services, and ask again",
+        )
     enrolled = node.roster.newest(name)
     if enrolled is None:
         raise AbsentError(
-            f"{name or 'this node'} has no chain: it neither meters nor gives orders",
+            f"{name} has no chain: it neither meters nor gives orders",
             hint="`meterctl peers` shows the chains that it holds",
         )
     return name, enrolled.incarnation

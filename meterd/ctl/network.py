@@ -20,6 +20,7 @@ from meterd.ctl.network_show import show, show_hash, told
 from meterd.ctl.options import add_json, add_state
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import count
+from meterd.device.archive import read_file
 from meterd.device.vault import SEED_BYTES
 from meterd.enrolment import Enrolment, enrolment_text, key_words
 from meterd.errors import ConfigError, EncodingError, UsageError
@@ -341,16 +342,22 @@ def _add_join(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
 Run it on the device, with the folder that `network enrol` put the keys into,
 and without --config where the node meters nothing. It checks that the genesis
 names this device, its keys and its settings; that everybody has the same hash
-is for people to check.
+is for people to check. A device that an order has enrolled since needs the
+orders too: the file `orders` of another meter's account. They prove themselves.
 
 examples:
   meterctl network join --config /etc/meterd/meterd.toml --genesis genesis.cbor
+  meterctl network join --config meterd.toml --genesis genesis.cbor \\
+      --orders orders
   meterctl network join --state ./dso --genesis genesis.cbor --yes
 """
     add_state(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of the meter")
     parser.add_argument(
         "--genesis", required=True, type=Path, metavar="FILE", help="from whoever founded it"
+    )
+    parser.add_argument(
+        "--orders", type=Path, metavar="FILE", help="orders since, of another meter's account"
     )
     parser.add_argument("--yes", action="store_true", help="ask nothing")
     add_json(parser)
@@ -361,14 +368,15 @@ def _join(options: argparse.Namespace) -> int:
     state: Path = options.state
     genesis = _genesis(options.genesis)
     settings = load(options.config) if options.config else None
+    orders = read_file(options.orders) if options.orders else b""
     refuse_account(state)
-    node = check_member(state, genesis, settings)
+    node = check_member(state, genesis, settings, orders)
     if not options.yes:
         with redirect_stdout(sys.stderr):
             show(genesis)
         _confirm(f"Do others have this hash, and is {node.name} to join? [y/N]: ")
     with as_owner(state):
-        join_network(state, genesis, settings)
+        join_network(state, genesis, settings, orders)
     if options.json:
         reply = {"network": genesis.name, "genesis_hash": genesis.hash.hex(), "name": node.name}
         print(json.dumps({**reply, "role": node.role, "state": str(state)}))
@@ -377,7 +385,7 @@ def _join(options: argparse.Namespace) -> int:
     show_hash(genesis)
     print("\nNext:\n  compare the hash by voice with the other members'")
     if options.config:
-        print(f"  meterd run --config {options.config} --state {state}")
+        print(f"  meterd run --with-peer --config {options.config} --state {state}")
     return 0
 
 

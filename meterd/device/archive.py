@@ -53,6 +53,7 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 SEGMENT_SUFFIX = ".seg"
+ORDERS_FILE = "orders"  # those accepted, each with its certificate
 GENESIS_FILE = "genesis.cbor"
 FILE_BYTES_MAX = 1 << 30  # a year of samples of one clamp, if none of it could be placed, is half
 NOTHING = MappingProxyType(dict.fromkeys(STREAMS, 0))
@@ -175,9 +176,6 @@ def _open_samples(state: Path, number: int) -> BinaryIO:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
-ORDERS_FILE = "orders"  # accepted ones, each with its certificate
-
-
 def read_orders(state: Path, genesis: Genesis) -> Roster:
     """Return the network as the account knows it: genesis, and the orders kept beside it.
 
@@ -188,15 +186,25 @@ def read_orders(state: Path, genesis: Genesis) -> Roster:
         EncodingError: It is damaged; peers give its orders again if it is moved away.
     """
     path = state / ORDERS_FILE
-    roster = found(genesis)
     if not path.exists():
-        return roster
-    data = read_file(path)
+        return found(genesis)
+    try:
+        return add_orders(found(genesis), read_file(path))
+    except EncodingError as error:
+        raise EncodingError(f"{path} {error}") from error
+
+
+def add_orders(roster: Roster, data: bytes) -> Roster:
+    """Return `roster` with the orders in a file of them, as an account keeps it.
+
+    Raises:
+        EncodingError: One does not hold.
+    """
     try:
         for spelt in _orders_in(data):
             roster = add_spelt_order(roster, spelt)
     except BlockRejectedError as error:
-        raise EncodingError(f"{path} holds an order that does not hold: {error}") from error
+        raise EncodingError(f"holds an order that does not hold: {error}") from error
     return roster
 
 
