@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import (
     Asked,
     Certify,
@@ -34,7 +35,8 @@ from meterd.authority.messages import (
 )
 from meterd.authority.snapshot import NOTHING
 from meterd.authority.witness import place_of
-from meterd.ledger.encoding import take_apart
+from meterd.errors import BlockRejectedError
+from meterd.ledger.encoding import digest, take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.node import Node
@@ -122,11 +124,24 @@ class Asking:
                 self._node.say(topic, self._head_held(question, order))
 
     def _head_held(self, question: AskHead, order: tuple[int, bytes]) -> HeadHeld:
+        """Answer a meter by the highest of its blocks that is here, even if it only waits here.
+
+        One that waits for those before it may be attested as soon as they come: a meter that was
+        not told of it would seal another in its place meanwhile.
+        """
         enrolled = self._node.roster.newest(question.meter)
         held = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
         incarnation, height, head_hash = 0, 0, bytes(32)
         if held is not None and held.height:
             incarnation, height, head_hash = held.chain_id[1], held.height, held.head_hash
+        for waiting in sorted(held.waiting, reverse=True) if held is not None else ():
+            assert held is not None  # noqa: S101 - it has what waits
+            try:
+                block, payload = open_enrolled(held.waiting[waiting], self._node.roster)
+            except BlockRejectedError:  # anybody may have sent it
+                continue
+            incarnation, height, head_hash = block.incarnation, block.height, digest(payload)
+            break
         return HeadHeld(
             self._node.epoch, order, question.meter, question.nonce, incarnation, height, head_hash
         )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 RUN_MIN = 3  # blocks that come together and are judged as one
 WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
+WAITING_MS = 600_000  # so long they do, if none of these comes
 BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
 REFUSED_MAX = 64  # of the last refusals, to be shown
 
@@ -251,6 +252,8 @@ class Judging:
             if height > last:
                 return
             del held.waiting[last]
+        if not held.waiting:
+            held.waiting_ms = self._node.now.mono_ms
         held.waiting[height] = message
         self.waiting[held.chain_id] = None
 
@@ -335,6 +338,7 @@ class Judging:
     def _go_on(self, held: Held) -> None:
         """See what follows from what a chain has grown by."""
         self._node.grown[held.chain_id] = None
+        held.waiting_ms = self._node.now.mono_ms
         if held.sealed:
             self._voting.mark(held.chain_id)
         if held.ahead:
@@ -367,6 +371,8 @@ class Judging:
         for chain_id in list(self.waiting):
             held = self._node.chains[chain_id]
             waiting = held.waiting.pop(held.height + 1, None)
+            if waiting is None and self._node.now.mono_ms - held.waiting_ms > WAITING_MS:
+                held.waiting.clear()  # nobody has those before them
             if not held.waiting:
                 del self.waiting[chain_id]
             if waiting is not None:

@@ -74,6 +74,7 @@ class Held:
         foreign: Those that lie on another history.
         frozen: Why nothing is attested here any more, or an empty text.
         waiting: Sealed blocks above the head by height, which cannot be judged yet.
+        waiting_ms: Since when nothing of it could, by the clock of `Now`.
         wanted: By peer, the height up to which it says it holds the chain.
         asked: (peer, when) of the question that is open, or None.
         branch: Sealed blocks of another history by height.
@@ -105,6 +106,7 @@ class Held:
         "sealed_to",
         "votes",
         "waiting",
+        "waiting_ms",
         "wanted",
     )
 
@@ -121,6 +123,7 @@ class Held:
         self.foreign: dict[bytes, Vote] = {}
         self.frozen = ""
         self.waiting: dict[int, bytes] = {}
+        self.waiting_ms = 0
         self.wanted: dict[str, int] = {}
         self.asked: tuple[str, int] | None = None
         self.branch: dict[int, bytes] = {}

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterd.authority.boot import HeadSearch
-from meterd.authority.messages import HeadHeld, Said, say
+from meterd.authority.effects import Received, Tick
+from meterd.authority.judging import WAITING_MS
+from meterd.authority.messages import AskHead, Fetch, HeadHeld, Said, open_said, say
 from meterd.authority.roster import found
 from meterd.errors import BlockRejectedError, EncodingError
+from meterd.ledger.encoding import seal
 from tests.authority.examples import (
     ELSEWHERE,
     ENROL,
@@ -19,10 +22,13 @@ from tests.authority.examples import (
     OTHER_HOUSE,
     ROSTER,
     VOTERS,
+    chain,
     key,
     ordered,
+    sealed,
 )
 from tests.authority.said import NONCE, message_of
+from tests.net import FEEDER, REGULATOR, Member, Net
 
 if TYPE_CHECKING:
     from meterd.authority.roster import Roster
@@ -163,3 +169,50 @@ def test_a_liar_can_delay_and_not_mislead() -> None:
     )
     assert begun.satisfied(ROSTER, 1, 7)
     assert not begun.satisfied(ROSTER, 1, 6)
+
+
+# --- what a node answers --------------------------------------------------------------------------
+
+
+def head_told(member: Member) -> tuple[int, int]:
+    """Return incarnation and height that a node answers to the meter of `HOUSE`."""
+    before = len(member.sent)
+    fetch = Fetch(member.name, (AskHead(HOUSE, NONCE),))
+    said = Said(HOUSE, (1 << 62) + before, fetch)
+    member.feed(Received(HOUSE, say(said, key(f"{HOUSE} votes"), GENESIS.hash)))
+    (answer,) = (message for topic, message in member.sent[before:] if topic == f"answer/{HOUSE}")
+    body = open_said(answer, ROSTER.peer_key, GENESIS.hash).body
+    assert isinstance(body, HeadHeld)
+    return body.incarnation, body.height
+
+
+def test_a_block_that_waits_for_those_before_it_is_told_too() -> None:
+    net = Net()
+    net.broker = lambda _: []
+    regulator = net.nodes[REGULATOR]
+    one, two, three = (sealed(each) for each in chain(3))
+    assert head_told(regulator) == (0, 0)
+    regulator.feed(Received(FEEDER, three))
+    regulator.feed(Received(FEEDER, two))
+    regulator.feed(Received(FEEDER, seal(chain(9)[8].encode(), key("stranger"), GENESIS.hash)))
+    assert regulator.gossip.chains[HOUSE, 1].height == 0
+    assert head_told(regulator) == (1, 3)
+    regulator.feed(Received(FEEDER, one))
+    assert regulator.gossip.chains[HOUSE, 1].height == 3
+    assert head_told(regulator) == (1, 3)
+
+
+def test_a_block_that_waits_in_vain_is_forgotten() -> None:
+    net = Net()
+    net.broker = lambda _: []
+    regulator = net.nodes[REGULATOR]
+    net.settle(6)
+    regulator.feed(Received(FEEDER, sealed(chain(3)[2])))
+    net.mono_ms += WAITING_MS
+    regulator.feed(Tick())
+    assert head_told(regulator) == (1, 3)
+    assert regulator.gossip.judging.waiting
+    net.mono_ms += 1
+    regulator.feed(Tick())
+    assert head_told(regulator) == (0, 0)
+    assert not regulator.gossip.judging.waiting
