@@ -323,6 +323,14 @@ def test_the_key_may_be_in_a_file_elsewhere(ctl: Ctl, grid: Path, tmp_path: Path
     assert text[:20] not in said.err + said.out
 
 
+def test_a_key_that_others_may_read_signs_nothing(ctl: Ctl, grid: Path) -> None:
+    (grid / "seal.key").chmod(0o640)
+    said = ctl("order", *REVOKE, "--state", grid, "--yes", "--key", grid / "seal.key")
+    assert said.status == 77
+    assert "can be read or changed by others (mode 0640)" in said.err
+    assert not (grid / "signed").exists()
+
+
 def test_it_asks_at_a_terminal_and_takes_a_no(grid: Path) -> None:
     for typed, status in (("n\n", 64), ("y\n", 0)):
         done = at_a_terminal("order", *REVOKE, "--state", grid, typed=typed)

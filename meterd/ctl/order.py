@@ -7,6 +7,8 @@ so that no second one of its height ever is, says `meterd.ctl.order_desk`.
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 import time
 from contextlib import redirect_stdout, suppress
@@ -23,7 +25,7 @@ from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
 from meterd.ctl.order_words import advice, change_words, fields, told
 from meterd.ctl.show import Column, note, print_table, utc
 from meterd.device.vault import load_seal
-from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
+from meterd.errors import AbsentError, ConfigError, DeniedError, EncodingError, UsageError
 from meterd.init import write_new
 from meterd.ledger.encoding import HASH_BYTES, take_apart
 from meterd.ledger.order import Change, Interval, RosterChange, decode_order, sign_rotation
@@ -134,7 +136,14 @@ def _confirm(question: str) -> None:
 def _key(path: Path) -> SigningKey:
     """Return the sealing key in a file of 64 hex digits; nothing of it is ever shown."""
     with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
         data = file.read(KEY_BYTES_MAX + 1)
+    if stat.S_ISREG(mode) and mode & 0o077:  # a pipe has no mode that says anything
+        raise DeniedError(
+            f"the sealing key {path} can be read or changed by others"
+            f" (mode {stat.S_IMODE(mode):04o})",
+            hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
+        )
     text = data.removesuffix(b"\n")
     if len(text) != 2 * HASH_BYTES or not all(digit in b"0123456789abcdefABCDEF" for digit in text):
         raise ConfigError(
