@@ -153,6 +153,8 @@ class Neighbours:
             return ""
         if self._satisfied_ms is not None:
             return "a neighbour says that it holds a later block of this meter: it is waited for"
+        if self._outbox is None:
+            return "nobody can be asked what this meter has sealed: network.brokers is empty"
         needed = self._search.needed(self.roster)
         count = self._search.counting(self.roster, self._chain.incarnation, head.height)
         return f"{count} of {needed} neighbours have said what they hold of this meter"

@@ -706,3 +706,11 @@ def test_votes_beyond_a_quorum_are_named(home: Home) -> None:
     every = certificate_of(leaf(BLOCKS[2])[:4], votes, [], 4)
     home.bring("certificate", every.encode())
     assert home.neighbours.witnessed == Witnessed(3, 4, 3, fork_proof=True)
+
+
+def test_a_meter_among_voters_that_can_ask_nobody_says_which_setting_is_empty(
+    tmp_path: Path,
+) -> None:
+    home = Home(tmp_path / "home", line=False)
+    home.neighbours.turn(0)
+    assert "network.brokers is empty" in home.neighbours.waits
