@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from meterd.certificates import issue, make_request, make_root
+from meterd.certificates.request import make_request
+from meterd.certificates.root import issue, make_root
 from meterd.config import load
 from meterd.ctl.broker_settings import acl_text
 from meterd.device.archive import Known, load_blocks, verify

@@ -26,7 +26,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from meterd.certificates import issue, make_request, make_root, put, revoke
+from meterd.certificates.files import put
+from meterd.certificates.request import make_request
+from meterd.certificates.root import issue, make_root, revoke
 from meterd.ctl import main
 from meterd.ctl.broker_settings import PACKET_BYTES_MAX
 from meterd.ledger.account import Genesis, Meter, Node

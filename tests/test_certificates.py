@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterd import certificates
-from meterd.certificates import (
-    INDEX,
+from meterd.certificates import root as root_folder
+from meterd.certificates.files import put
+from meterd.certificates.index import INDEX
+from meterd.certificates.request import decode_request, make_request
+from meterd.certificates.root import (
     ISSUED,
     ROOT_CERTIFICATE,
     ROOT_CRL,
@@ -26,9 +28,7 @@ from meterd.certificates import (
     crl,
     issue,
     issued,
-    make_request,
     make_root,
-    put,
     revoke,
 )
 from meterd.errors import AbsentError, BusyError, ConfigError, DeniedError, EncodingError
@@ -117,7 +117,7 @@ def test_a_root_that_cannot_be_written_whole_is_not_there(
             raise OSError(28, "No space left on device", str(path))
         put(path, data, mode=mode, fresh=fresh)
 
-    monkeypatch.setattr(certificates, "put", full)
+    monkeypatch.setattr(root_folder, "put", full)
     with pytest.raises(OSError, match="No space"):
         make_root(tmp_path / "root", "elm-street", now=NOW)
     assert list(tmp_path.iterdir()) == []
@@ -268,7 +268,7 @@ def test_any_bytes_are_a_request_or_refused(data: bytes, cut: int) -> None:
     good = csr_of()
     for csr in (data, good[:cut] + data + good[cut:]):
         try:
-            name, _ = certificates._decode_request(csr)
+            name, _ = decode_request(csr)
         except EncodingError:
             continue
         assert name == "kitchen-12"
@@ -396,7 +396,7 @@ def test_a_revocation_whose_list_was_lost_is_in_the_next_list(
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(certificates, "put", failing)
+        patch.setattr(root_folder, "put", failing)
         with pytest.raises(OSError, match="Input/output"):
             revoke(root, "kitchen-12", now=NOW)
     assert listed(root) == []

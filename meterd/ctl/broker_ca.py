@@ -19,7 +19,7 @@ from meterd.ledger.account import NAME
 if TYPE_CHECKING:
     import argparse
 
-    from meterd.certificates import Issued
+    from meterd.certificates.index import Issued
 
 
 def add_ca(commands: Any) -> None:  # noqa: ANN401 - argparse hides the type
@@ -189,12 +189,12 @@ def _add_list(actions: Any) -> None:  # noqa: ANN401
 
 
 def _ca_init(options: argparse.Namespace) -> None:
-    from meterd import certificates
+    from meterd.certificates.root import make_root
 
     if not NAME.fullmatch(options.network):
         raise UsageError(f"--network: expected 1 to 32 of a-z, 0-9 and -: {options.network[:40]!r}")
     passphrase = _passphrase(options, asks=options.encrypt, twice=True)
-    key_id = certificates.make_root(options.ca, options.network, now=_now(), passphrase=passphrase)
+    key_id = make_root(options.ca, options.network, now=_now(), passphrase=passphrase)
     if options.json:
         print(json.dumps({"key_id": key_id, "encrypted": bool(passphrase)}))
         return
@@ -209,16 +209,14 @@ def _ca_init(options: argparse.Namespace) -> None:
 
 
 def _ca_request(options: argparse.Namespace) -> None:
-    from meterd import certificates
+    from meterd.certificates.request import make_request
 
     if not NAME.fullmatch(options.name):
         raise UsageError(
             f"--name: expected 1 to 32 of a-z, 0-9 and -, got {options.name[:40]!r}",
             hint="topics are made of it, where +, # and / mean something",
         )
-    key_id = certificates.make_request(
-        options.key, options.csr, options.name, reuse=options.same_key
-    )
+    key_id = make_request(options.key, options.csr, options.name, reuse=options.same_key)
     if options.json:
         print(json.dumps({"name": options.name, "key_id": key_id, "csr": str(options.csr)}))
         return
@@ -230,9 +228,10 @@ def _ca_request(options: argparse.Namespace) -> None:
 
 
 def _ca_issue(options: argparse.Namespace) -> None:
-    from meterd import certificates
+    from meterd.certificates.files import put
+    from meterd.certificates.root import issue
 
-    new, pem = certificates.issue(
+    new, pem = issue(
         options.ca,
         options.csr.read_bytes(),
         now=_now(),
@@ -241,7 +240,7 @@ def _ca_issue(options: argparse.Namespace) -> None:
         years=options.years,
         renew=options.replace,
     )
-    certificates.put(options.out, pem, mode=0o644)
+    put(options.out, pem, mode=0o644)
     if options.json:
         print(json.dumps(_told(new)))
         return
@@ -256,9 +255,9 @@ def _ca_issue(options: argparse.Namespace) -> None:
 
 
 def _ca_revoke(options: argparse.Namespace) -> None:
-    from meterd import certificates
+    from meterd.certificates.root import ROOT_CRL, revoke
 
-    gone = certificates.revoke(
+    gone = revoke(
         options.ca,
         options.which,
         now=_now(),
@@ -273,17 +272,17 @@ def _ca_revoke(options: argparse.Namespace) -> None:
     if not gone:
         print("revoked before; the list is written anew")
     print(
-        f"\nIt counts once the broker has {options.ca / certificates.ROOT_CRL}: copy it there,\n"
+        f"\nIt counts once the broker has {options.ca / ROOT_CRL}: copy it there,\n"
         "then `systemctl restart mosquitto`. A reload takes up the list as well, but leaves alone\n"
         "who is connected. Write the acl anew, --without the name, if it is not to come back."
     )
 
 
 def _ca_list(options: argparse.Namespace) -> None:
-    from meterd import certificates
+    from meterd.certificates.root import issued
 
     now = _now()
-    found = certificates.issued(options.ca)
+    found = issued(options.ca)
     if options.json:
         print(json.dumps([_told(one) for one in found]))
         return
@@ -345,10 +344,10 @@ def _passphrase(options: argparse.Namespace, *, asks: bool = True, twice: bool =
 
 
 def _is_encrypted(folder: Path) -> bool:
-    from meterd import certificates
+    from meterd.certificates.root import ROOT_KEY
 
     try:
-        return b"ENCRYPTED" in (folder / certificates.ROOT_KEY).read_bytes()
+        return b"ENCRYPTED" in (folder / ROOT_KEY).read_bytes()
     except FileNotFoundError as error:
         raise AbsentError(
             f"there is no root in {folder}",
