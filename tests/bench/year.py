@@ -68,7 +68,7 @@ def fill(path: Path, genesis: Genesis, heights: int) -> int:
                 ),
             )
             db.executemany(
-                "INSERT INTO batch VALUES (?, ?, ?, 1, 0, ?)",
+                "INSERT INTO batch VALUES (?, ?, ?, 1, 0, ?, 0)",
                 ((kid, height, hashes[height], batch) for height in turn for kid in kids),
             )
             db.executemany(
