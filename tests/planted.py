@@ -184,7 +184,7 @@ BUGS: dict[str, Bug] = {
         (
             Edit(
                 voting.Voting,
-                "_turn_epoch",
+                "_turn",
                 "closed < self._node.committee.quorum and",
                 "closed < 0 and",
             ),

@@ -531,6 +531,7 @@ WELCOME = b"\x20\x02\x00\x00"
 
 @needs_mosquitto
 def test_the_broker_finds_nothing_to_warn_of_in_its_settings(running: Street) -> None:
+    assert greet(running.broker.port, running.context("kitchen-12"))[1] == WELCOME  # it heeds us
     running.broker.stop()
     loud = [line for line in running.broker.said if "warning" in line.lower() or "rror" in line]
     assert loud == []

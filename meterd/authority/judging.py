@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 RUN_MIN = 3  # blocks that come together and are judged as one
 WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
-WAITING_MS = 600_000  # so long they do, if none of these comes
+WAITING_MS = 30_000  # so long they do, if none of these comes: whoever had one was asked meanwhile
 BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
 REFUSED_MAX = 64  # of the last refusals, to be shown
 

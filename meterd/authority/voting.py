@@ -72,6 +72,7 @@ class Voting:
         self._boot_asked_ms: int | None = None
         self._boot_answers: dict[str, tuple[int, bytes]] = {}
         self.order_came = False
+        self._signing = self._turn_wanted = False
 
     def mark(self, chain_id: ChainId) -> None:
         """Attest this chain in the next batch, if it has something new."""
@@ -270,7 +271,21 @@ class Voting:
         self.order_came = True
 
     def _turn_epoch(self) -> None:
-        """Close epochs that orders have ended, and begin the next once a quorum has closed."""
+        """Close epochs that orders have ended, and begin the next once a quorum has closed.
+
+        Not while batches are being signed, which can end an epoch themselves, but behind them: what
+        is signed after a closing batch is refused by everybody.
+        """
+        self._turn_wanted = True
+        if self._signing:
+            return
+        self._signing = True
+        while self._turn_wanted:
+            self._turn_wanted = False
+            self._turn()
+        self._signing = False
+
+    def _turn(self) -> None:
         while True:
             if self._node.booted:
                 for committee in self._unclosed():
@@ -317,7 +332,7 @@ class Voting:
     def _close(self, epoch: int) -> None:
         """Sign all locks of an epoch once more, and nothing after that in it."""
         if epoch == self._node.epoch:
-            self.attest()
+            self._attest()
         leaves = [
             vote.leaf
             for held in self._node.chains.values()
@@ -341,6 +356,13 @@ class Voting:
 
     def attest(self) -> None:
         """Sign what is new, if this node votes and may."""
+        self._signing = True
+        self._attest()
+        self._signing = False
+        if self._turn_wanted:
+            self._turn_epoch()
+
+    def _attest(self) -> None:
         self.batch_ms = None
         if not self.dirty:
             return
