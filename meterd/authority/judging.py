@@ -122,12 +122,17 @@ class Judging:
 
         Returns:
             False where nothing was taken, whatever the reason: one by one they show which.
-
-        Raises:
-            EncodingError: One is misspelt.
         """
+        if len(messages) < RUN_MIN:
+            return False
+        try:
+            return self._take_run(messages)
+        except (BlockRejectedError, EncodingError):
+            return False
+
+    def _take_run(self, messages: Sequence[bytes]) -> bool:
         run = [take_apart(message) for message in messages]
-        if len(run) < RUN_MIN or BLOCK_CONTEXT.encode() not in run[0].payload[:24]:
+        if BLOCK_CONTEXT.encode() not in run[0].payload[:24]:
             return False
         name, incarnation, height = place_of(run[0].payload)
         roster = self._node.roster
@@ -136,10 +141,7 @@ class Judging:
         held = self._node.hold((name, incarnation))
         if held.chain is None or held.frozen or height != held.height + 1:
             return False
-        try:
-            chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
-        except BlockRejectedError:
-            return False
+        chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
         if checks & PLAUSIBLE == 0:
             self._node.tell(1, "implausible", meter=name, height=chain.head.height)
         held.chain, held.checks = chain, held.checks & checks

@@ -14,7 +14,7 @@ from nacl.signing import VerifyKey
 
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, TIMELY, Leaf
 from meterd.errors import BlockRejectedError
-from meterd.ledger.block import BLOCK_CONTEXT, decode_block, skim_block
+from meterd.ledger.block import BLOCK_CONTEXT, decode_block
 from meterd.ledger.chain import Chain, verify_block
 from meterd.ledger.encoding import verify_seal
 from meterd.ledger.order import decode_order
@@ -211,8 +211,7 @@ def judge_run(
     """Return `chain` with a run of blocks added, each one's hash and order, and their checks.
 
     The last seal alone is verified: the last block links to the one before, and so on, so that who
-    sealed it vouches for every payload. The other seals may be anything, and are no evidence; nor
-    is it looked at yet whether each block is in its one spelling. Both are before it is attested.
+    sealed it vouches for every payload. The other seals may be anything, and are no evidence.
 
     Args:
         run: Sealed blocks, ascending, at least one.
@@ -227,7 +226,7 @@ def judge_run(
     enrolled = roster.enrolled((chain.meter, chain.incarnation))
     added, checks, named = list[tuple[bytes, int]](), CHECKS_ALL, (-1, b"")
     for sealed in run:
-        block = skim_block(sealed.payload)
+        block = decode_block(sealed.payload)
         if block.order != named:
             chain, named = roster.terms(chain, block.order), block.order
         _check_open(block, enrolled)

@@ -16,8 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from meterd.errors import EncodingError
-from meterd.ledger.account import shaped
-from meterd.ledger.encoding import HASH_BYTES, decode, digest, encode, skim
+from meterd.ledger.encoding import HASH_BYTES, UINT_MAX, digest, encode, spelt
 from meterd.metering.energy import obis_code
 
 BLOCK_CONTEXT = "meterd/block/v1"
@@ -139,42 +138,40 @@ class Block(NamedTuple):
 _SHAPE = (str, bytes, str, int, int, bytes, tuple, int, int, tuple, bytes, tuple, tuple, tuple, int)
 
 
+_CLOCK, _COUNTED, _ENERGY = (str, int, bytes, int, int), (int, bytes), (bytes, int, bytes, bytes)
+
+
+def _exactly(value: Any, kinds: tuple[type, ...]) -> bool:  # noqa: ANN401 - any decoded value
+    """Say whether `value` is an array of these kinds, and of nothing like them: no truth value."""
+    return type(value) is tuple and tuple(map(type, value)) == kinds
+
+
 def decode_block(data: bytes) -> Block:
     """Return the block that `data`, bytes from outside, spells.
 
     Raises:
         EncodingError: Not a block of this version, or not in its one spelling.
     """
-    return _read_block(decode(data, bytes_max=BLOCK_BYTES_MAX))
-
-
-def skim_block(data: bytes) -> Block:
-    """Return the block that `data` spells, in whichever spelling; `decode_block` tells if it may.
-
-    For what a verified hash covers already, and is decoded once more before anything rests on it.
-
-    Raises:
-        EncodingError: Not a block of this version.
-    """
     if len(data) > BLOCK_BYTES_MAX:
         raise EncodingError(f"expected at most {BLOCK_BYTES_MAX} bytes, got {len(data)}")
-    return _read_block(skim(data))
-
-
-def _read_block(value: Any) -> Block:  # noqa: ANN401 - any decoded value
-    if not shaped(value, *_SHAPE):
+    value = spelt(data)
+    if not _exactly(value, _SHAPE):
         raise EncodingError("not a block")
     context, genesis, meter, incarnation, height, previous, order, start_s, end_s = value[:9]
     clock, parameters, records, events, energy, flags = value[9:]
     if context != BLOCK_CONTEXT:
         raise EncodingError(f"expected {BLOCK_CONTEXT}, got {context[:40]}")
     if not (
-        shaped(order, int, bytes)
-        and shaped(clock, str, int, bytes, int, int)
-        and shaped(records, int, bytes)
-        and shaped(events, int, bytes)
+        _exactly(order, _COUNTED)
+        and _exactly(clock, _CLOCK)
+        and _exactly(records, _COUNTED)
+        and _exactly(events, _COUNTED)
     ):
         raise EncodingError("order, clock, records or events of the block are misshapen")
+    numbers = (incarnation, height, start_s, end_s, order[0], *clock[3:], records[0], events[0])
+    numbers += (clock[1], flags)
+    if min(numbers) < 0 or max(numbers) > UINT_MAX:
+        raise EncodingError("a number in the block is not unsigned, or not below 2^64")
     hashes = (genesis, previous, order[1], parameters, records[1], events[1])
     if {*map(len, hashes)} != {HASH_BYTES} or len(clock[2]) != BOOT_ID_BYTES:
         raise EncodingError("a hash in the block is not 32 bytes, or its boot id not 16")
@@ -204,7 +201,8 @@ def _decode_energy(entries: tuple[Any, ...]) -> tuple[Energy, ...]:
     result = []
     for entry in entries:
         if (
-            not shaped(entry, bytes, int, bytes, bytes)
+            not _exactly(entry, _ENERGY)
+            or not 0 <= entry[1] <= UINT_MAX
             or len(entry[0]) != OBIS_BYTES
             or len(entry[2]) != UJ_BYTES
             or len(entry[3]) != UJ_BYTES

@@ -12,9 +12,9 @@ from meterd.authority.attestation import CHECKS_ALL
 from meterd.authority.effects import Certify, Now, Received, Tick
 from meterd.authority.messages import AskBlocks, Fetch, Said, blocks_message, open_said, say
 from meterd.authority.witness import UNSEALED, judge_block, judge_run
-from meterd.errors import BlockRejectedError, EncodingError
-from meterd.ledger.block import decode_block, skim_block
-from meterd.ledger.encoding import digest, seal, take_apart
+from meterd.errors import BlockRejectedError
+from meterd.ledger.block import decode_block
+from meterd.ledger.encoding import seal, take_apart
 from tests.authority.examples import GENESIS, HOUSE, OTHER_HOUSE, ROSTER, block, chain, key, sealed
 from tests.net import FEEDER, REGULATOR, WALL_S, Member, Net
 
@@ -109,18 +109,6 @@ def test_no_run_is_taken_where(run: Sequence[bytes]) -> None:
         judge_run(parts, ROSTER.open_chain(CHAIN), ROSTER, NOW)
 
 
-def test_a_block_is_skimmed_in_any_spelling_and_decoded_in_one() -> None:
-    payload = take_apart(SEALED[0]).payload
-    flags = decode_block(payload).flags
-    assert payload.endswith(bytes([flags]))
-    longer = payload[:-1] + bytes([0x18, flags])  # the last number in two bytes
-    assert skim_block(longer) == skim_block(payload) == decode_block(payload)
-    with pytest.raises(EncodingError):
-        decode_block(longer)
-    with pytest.raises(EncodingError, match="at most"):
-        skim_block(payload + bytes(5000))
-
-
 # --- at a node ------------------------------------------------------------------------------------
 
 
@@ -167,22 +155,16 @@ def test_a_bad_seal_in_a_run_is_asked_for_until_a_good_one_comes() -> None:
     assert served(regulator, 1, LENGTH) == [blocks_message(SEALED)]
 
 
-def test_a_block_in_another_spelling_is_never_attested() -> None:
-    first, *rest = chain(4)
-    payload = first.encode()
-    odd = payload[:-1] + bytes([0x18, first.flags])
-    run, previous = [seal(odd, key(f"{HOUSE} seals"), GENESIS.hash)], odd
-    for each in rest:
-        linked = each._replace(previous=digest(previous))
-        run.append(sealed(linked))
-        previous = linked.encode()
-    net, regulator = only(REGULATOR)
+@pytest.mark.parametrize("bad", [0, 2, 5])
+def test_of_a_run_with_a_block_in_another_spelling_those_before_it_are_taken(bad: int) -> None:
+    payload = chain(LENGTH)[bad].encode()
+    longer = payload[:-1] + bytes([0x18, payload[-1]])  # the last number in two bytes
+    run = [*SEALED]
+    run[bad] = seal(longer, key(f"{HOUSE} seals"), GENESIS.hash)
+    _, regulator = only(REGULATOR)
     regulator.feed(Received(FEEDER, blocks_message(tuple(run))))
-    for _ in range(4):
-        net.mono_ms += RUN_MS
-        regulator.feed(Tick())
-    assert attested(regulator) == []
-    assert served(regulator, 1, 4) == []
+    assert regulator.gossip.chains[CHAIN].height == bad if bad else not regulator.kept
+    assert regulator.gossip.counts == {"refused": 1}
 
 
 def test_after_a_restart_the_seals_that_were_not_verified_still_are_not() -> None:
