@@ -193,9 +193,10 @@ class Asking:
         """Ask a peer."""
         self._node.say(f"fetch/{peer}", Fetch(peer, questions))
 
-    def ask_any(self, question: Question) -> None:
-        """Ask one of the nodes that have been heard."""
+    def ask_any(self, question: Question, *, but: str = "") -> None:
+        """Ask one of the nodes that have been heard, another than `but` if there is one."""
         peers = sorted(name for name in self._node.heard if name in self._node.roster.nodes)
+        peers = [name for name in peers if name != but] or peers
         if peers:
             self.ask(peers[self._node.jitter(len(peers))], question)
 

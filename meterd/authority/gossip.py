@@ -152,7 +152,7 @@ class Gossip(Node):
             held.checks = before.checks
             held.sealed_to = before.sealed_to
             if not held.sealed:
-                self.judging.unsealed[before.chain] = None
+                self.judging.runs.unsealed[before.chain] = None
         for kid, vote in snapshot.votes:
             self.hold(vote.leaf.chain).sort_vote(kid, vote)
         for evidence in snapshot.evidence:
@@ -175,7 +175,7 @@ class Gossip(Node):
             case Loaded():
                 self._loaded(event)
             case Assembled():
-                self._take_evidence(event.evidence)
+                self._take_own_evidence(event.evidence)
             case Asked():
                 self.asking.ask_head(event)
             case Stopping():
@@ -184,6 +184,9 @@ class Gossip(Node):
             case Connected():
                 self._digest_ms = min(self._digest_ms, now.mono_ms + self.jitter(500))
                 self.voting.ask_at_once()
+        for sender in self.judging.runs.blamed:
+            self._blame(sender, "blocks with bad seals")
+        self.judging.runs.blamed.clear()
         while self.voting.order_came:
             self.voting.order_came = False
             self.judging.judge_waiting()
@@ -200,7 +203,7 @@ class Gossip(Node):
     @property
     def busy(self) -> bool:
         """Whether the next tick has something to do besides a batch or a digest."""
-        waits = self.judging.waiting or self.judging.unsealed or self.asking.behind
+        waits = self.judging.waiting or self.judging.runs.unsealed or self.asking.behind
         return bool(waits or (self.votes and not self.booted))
 
     @property
@@ -231,8 +234,17 @@ class Gossip(Node):
             self.count("ended")  # whoever has not heard of the order yet does no wrong
         except (BlockRejectedError, EncodingError) as error:
             self.count("refused")
-            if known.fault(mono_ms):
-                self.tell(1, "quarantined", sender=sender, reason=str(error))
+            self._blame(sender, str(error))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A mistake of ours that somebody has found; it must not end the node.
+            self.count("misjudged")
+            self.tell(2, "misjudged", sender=sender, error=type(error).__name__)
+            self._blame(sender, type(error).__name__)
+
+    def _blame(self, sender: str, reason: str) -> None:
+        known = self._senders.get(sender)
+        if known is not None and known.fault(self.now.mono_ms):
+            self.tell(1, "quarantined", sender=sender, reason=reason)
 
     def _take(self, sender: str, message: bytes) -> None:
         if message.startswith(b"\xd2"):
@@ -247,7 +259,7 @@ class Gossip(Node):
                 raise EncodingError("not a message of blocks")
             if not all(type(sealed) is bytes for sealed in value[-1]):
                 raise EncodingError("not a message of blocks")
-            if value[-1] and not self.judging.take_run(value[-1]):
+            if value[-1] and not self.judging.take_run(sender, value[-1]):
                 for sealed in value[-1]:
                     self._take_sealed(sender, sealed)
             if value[-1]:
@@ -321,29 +333,30 @@ class Gossip(Node):
         elif purpose[0] == "compare" and loaded.blocks:
             one, other = loaded.blocks[0], loaded.load.extra
             if take_apart(one).payload != take_apart(other).payload:
-                self._take_evidence(seals_evidence(one, other))
+                self._take_own_evidence(seals_evidence(one, other))
                 self.judging.adopt(self.chains[loaded.load.chain])
         elif purpose[0] == "own":
             for height, sealed in enumerate(loaded.blocks, start=loaded.load.first):
                 self.out.append(Deliver("block", sealed, height))
         elif purpose[0] == "seals":
-            held = self.chains[loaded.load.chain]
-            self.judging.seals_loaded(held, loaded.load.first, loaded.blocks)
+            self.judging.runs.loaded(loaded.load, loaded.blocks)
         elif purpose[0] == "adopt":
             self.judging.adopted(self.chains[loaded.load.chain], loaded.blocks)
+
+    def _take_own_evidence(self, evidence: bytes) -> None:
+        """Take evidence that was put together here, if it stands: it may be too long to."""
+        try:
+            self._take_evidence(evidence)
+        except (BlockRejectedError, EncodingError):
+            self.count("no evidence")
 
     def _take_evidence(self, evidence: bytes) -> None:
         evidence_id = digest(evidence)
         if evidence_id in self.evidence:
             return
         accused = verify_evidence(evidence, self.roster)
-        if (accused.role, accused.name) in self.accused and accused.role == "authority":
+        if _who(accused) in self.accused:
             return  # one proof is enough
-        if any(
-            other.chain == accused.chain and other.role == accused.role
-            for other in self.accused.values()
-        ):
-            return
         self._convict(evidence, accused)
         self.records.append(PutEvidence(evidence_id, evidence))
         self.out.append(Send("evidence", evidence))
@@ -358,7 +371,7 @@ class Gossip(Node):
 
     def _convict(self, evidence: bytes, accused: Accused) -> None:
         self.evidence[digest(evidence)] = evidence
-        self.accused[accused.role, f"{accused.name}/{accused.chain[1]}"] = accused
+        self.accused[_who(accused)] = accused
         if accused.role != "authority":
             if accused.chain[0] == self.meter:
                 self.out.append(Deliver("evidence", evidence))
@@ -371,7 +384,7 @@ class Gossip(Node):
         if self.voting.batch_ms is not None and now_ms >= self.voting.batch_ms:
             self.voting.attest()
         self.judging.judge_waiting()
-        self.judging.verify_seals()
+        self.judging.runs.verify()
         self._send_head()
         if now_ms >= self._digest_ms:
             period_ms = self.settings.digest_ms
@@ -390,3 +403,10 @@ class Gossip(Node):
     def _keep_counters(self) -> None:
         self._counters_dirty, self._counters_ms = False, self.now.mono_ms
         self.records.append(PutCounters(tuple(self._counters.items())))
+
+
+def _who(accused: Accused) -> tuple[str, str]:
+    """Return by what an accused is known: an authority by its name, who seals by its chain."""
+    if accused.role == "authority":
+        return accused.role, accused.name
+    return accused.role, f"{accused.name}/{accused.chain[1]}"

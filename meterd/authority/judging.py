@@ -7,23 +7,17 @@ while this node held another.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from meterd.authority.asking import ANSWER_MS, BLOCKS_ASKED_MAX
-from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, Leaf
+from meterd.authority.asking import BLOCKS_ASKED_MAX
+from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE
 from meterd.authority.certificate import open_enrolled
-from meterd.authority.effects import DropBlocks, Load, PutBlocks, PutSeal, PutSealed
+from meterd.authority.effects import DropBlocks, Load, PutBlocks
 from meterd.authority.messages import AskBlocks, Refusal
 from meterd.authority.roster import OrderUnknownError
-from meterd.authority.witness import (
-    NONE_LACKING,
-    UNSEALED,
-    BlockEarlyError,
-    judge_block,
-    judge_run,
-    place_of,
-    previous_of,
-)
+from meterd.authority.runs import Runs
+from meterd.authority.witness import BlockEarlyError, Twin, judge_block, previous_of
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import BLOCK_CONTEXT, decode_block
 from meterd.ledger.chain import head_behind
@@ -40,7 +34,6 @@ if TYPE_CHECKING:
     from meterd.authority.witness import Held
     from meterd.ledger.encoding import Sealed as Parts
 
-RUN_MIN = 3  # blocks that come together and are judged as one
 WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
 WAITING_MS = 30_000  # so long they do, if none of these comes: whoever had one was asked meanwhile
 BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
@@ -52,14 +45,14 @@ class Judging:
 
     Attributes:
         waiting: Chains of which blocks wait: for those before, for an order, or for their time.
-        unsealed: Chains of which blocks came in runs, and have their seals verified in turn.
+        runs: Blocks that come together.
     """
 
     def __init__(self, node: Node, asking: Asking, voting: Voting) -> None:
         """Hold nothing yet."""
         self._node, self._asking, self._voting = node, asking, voting
         self.waiting: dict[ChainId, None] = {}
-        self.unsealed: dict[ChainId, None] = {}
+        self.runs = Runs(node, asking, voting)
 
     def take(self, sender: str, message: bytes, parts: Parts) -> bool:
         """Take a block or an order; say whether it is one.
@@ -117,85 +110,12 @@ class Judging:
         epoch = self._node.roster.epoch_at(block.order[0])
         self._grew(held, chain.head.block_hash, message, checks=checks, epoch=epoch)
 
-    def take_run(self, messages: Sequence[bytes]) -> bool:
-        """Take blocks that came in one message, if they are the next of one chain.
-
-        Returns:
-            False where nothing was taken, whatever the reason: one by one they show which.
-        """
-        if len(messages) < RUN_MIN:
-            return False
-        try:
-            return self._take_run(messages)
-        except (BlockRejectedError, EncodingError):
-            return False
-
-    def _take_run(self, messages: Sequence[bytes]) -> bool:
-        run = [take_apart(message) for message in messages]
-        if BLOCK_CONTEXT.encode() not in run[0].payload[:24]:
-            return False
-        name, incarnation, height = place_of(run[0].payload)
-        roster = self._node.roster
-        if (name, incarnation) not in roster.chains:
-            return False
-        held = self._node.hold((name, incarnation))
-        if held.chain is None or held.frozen or height != held.height + 1:
-            return False
-        chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
-        if checks & PLAUSIBLE == 0:
-            self._node.tell(1, "implausible", meter=name, height=chain.head.height)
-        held.chain, held.checks = chain, held.checks & checks
-        rows = []
-        for (block_hash, order), message in zip(added, messages, strict=True):
-            held.grow(block_hash, roster.epoch_at(order), sealed=False)
-            rows.append((held.height, block_hash, message))
-        self._node.records.append(
-            PutBlocks(held.chain_id, tuple(rows), self._node.now.wall_s, checks | UNSEALED)
-        )
-        self.unsealed[held.chain_id] = None
-        self._go_on(held)
-        return True
-
-    def verify_seals(self) -> None:
-        """Have the next seals verified of one of the chains that came in runs."""
-        chain_id = next(iter(self.unsealed), None)
-        if chain_id is None:
-            return
-        held = self._node.chains[chain_id]
-        del self.unsealed[chain_id]
-        if held.sealed:
-            self._voting.mark(chain_id)
-            return
-        self.unsealed[chain_id] = None  # the others first
-        lacking, _ = held.seal_lacking
-        if lacking and held.asked_seal_ms + ANSWER_MS <= self._node.now.mono_ms:
-            held.asked_seal_ms = self._node.now.mono_ms
-            self._asking.ask_any(AskBlocks(*chain_id, lacking, lacking))
-        elif not lacking:
-            self._node.out.append(Load(chain_id, held.sealed_to + 1, held.height, ("seals",)))
-
-    def seals_loaded(self, held: Held, first: int, messages: Sequence[bytes]) -> None:
-        """Verify the seals of blocks that came in runs, as the store holds them."""
-        good = held.sealed_to
-        for height, message in enumerate(messages, start=first):
-            try:
-                open_enrolled(message, self._node.roster)
-            except BlockRejectedError:
-                held.seal_lacking = (height, digest(take_apart(message).payload))
-                self._node.count("bad seal")
-                break
-            good = height
-        if good > held.sealed_to:
-            held.sealed_to = good
-            self._node.records.append(PutSealed(held.chain_id, good))
-        if held.sealed:
-            self._voting.mark(held.chain_id)
-
-    def _take_seal(self, held: Held, message: bytes) -> None:
-        """Take a block that is held with a bad seal, if this one's is good."""
-        open_enrolled(message, self._node.roster)
-        self._node.records.append(PutSeal(held.chain_id, held.seal_lacking[0], message))
-        held.seal_lacking = NONE_LACKING
+    def take_run(self, sender: str, messages: Sequence[bytes]) -> bool:
+        """Take blocks that came in one message together; say whether they could be."""
+        held = self.runs.take(sender, messages)
+        if held is not None:
+            self._go_on(held)
+        return held is not None
 
     def _known(self, sender: str, held: Held, height: int, message: bytes, parts: Parts) -> bool:
         """Deal with what is not the next block; say whether it was dealt with."""
@@ -207,8 +127,8 @@ class Judging:
             return True
         here = held.hashes.get(height)
         block_hash = digest(parts.payload)
-        if (height, block_hash) == held.seal_lacking:
-            self._take_seal(held, message)
+        if held.lacking.get(height) == block_hash:
+            self.runs.take_seal(held, height, message)
             return True
         if here == block_hash:
             return True
@@ -216,9 +136,8 @@ class Judging:
             self._open_order_any(message)
         elif held.chain is not None:
             open_enrolled(message, self._node.roster)  # an unverified seal is never evidence
-        if here is not None and height > held.certified and len(held.branch) < BRANCH_MAX:
-            held.branch[height] = message
-            self.adopt(held)
+        if here is not None and height > held.certified:
+            self._branch_off(held, height, message)
         if not held.frozen and height <= held.sealed_to:
             self._node.out.append(Load(held.chain_id, height, height, ("compare",), message))
         return True
@@ -229,14 +148,20 @@ class Judging:
             self._open_order_any(message)
         else:
             open_enrolled(message, self._node.roster)
-        if len(held.branch) < BRANCH_MAX:
-            held.branch[height] = message
+        self._branch_off(held, height, message)
         first = max(1, held.certified + 1)
         if sender != self._node.name and first < height:
             self._asking.ask(
                 sender, AskBlocks(*held.chain_id, first, min(height, first + BLOCKS_ASKED_MAX))
             )
-        self.adopt(held)
+
+    def _branch_off(self, held: Held, height: int, message: bytes) -> None:
+        """Keep a block of another history, whose seal holds, until a quorum decides."""
+        payload = take_apart(message).payload
+        twin = Twin(message, digest(payload), previous_of(payload))
+        if len(held.branch) < BRANCH_MAX and held.branch.get(height) != twin:
+            held.branch[height] = twin
+            self.adopt(held)
 
     def _open_order_any(self, message: bytes) -> Order:
         """Return the order in `message`, if any key of the distributor sealed it."""
@@ -388,30 +313,18 @@ class Judging:
 
     def _certified_elsewhere(self, held: Held) -> tuple[int, bytes] | None:
         """Return height and hash up to which a quorum attests the branch that we have seen."""
-        best = None
-        for epoch in {vote.epoch for vote in held.foreign.values()}:
+        attested: Counter[tuple[int, int]] = Counter()
+        for vote in held.foreign.values():
+            at, here = vote.leaf.height, vote.leaf.block_hash
+            while (twin := held.branch.get(at)) is not None and twin.block_hash == here:
+                attested[at, vote.epoch] += 1
+                at, here = at - 1, twin.previous
+        best = 0
+        for (height, epoch), votes in attested.items():
             committee = self._node.roster.committee_of(epoch)
-            if committee is None:
-                continue
-            for height, sealed in sorted(held.branch.items()):
-                here = digest(take_apart(sealed).payload)
-                attested = sum(
-                    vote.epoch == epoch and self._leads_to(held, vote.leaf, height, here)
-                    for vote in held.foreign.values()
-                )
-                if attested >= committee.quorum:
-                    best = (height, here)
-        return best
-
-    def _leads_to(self, held: Held, leaf: Leaf, height: int, block_hash: bytes) -> bool:
-        """Say whether `leaf` is the branch's block at `height` or follows from it."""
-        at, here = leaf.height, leaf.block_hash
-        while at > height:
-            sealed = held.branch.get(at)
-            if sealed is None or digest(take_apart(sealed).payload) != here:
-                return False
-            at, here = at - 1, previous_of(take_apart(sealed).payload)
-        return at == height and here == block_hash
+            if committee is not None and votes >= committee.quorum:
+                best = max(best, height)
+        return (best, held.branch[best].block_hash) if best else None
 
     def adopted(self, held: Held, base: tuple[bytes, ...]) -> None:
         """Put the certified branch in the place of our own blocks above the last certified one."""
@@ -424,16 +337,16 @@ class Judging:
             chain = chain._replace(head=head_behind(chain, take_apart(base[0]).payload))
         blocks = []
         for height in range(first, best[0] + 1):
-            sealed = held.branch.get(height)
-            if sealed is None:
+            twin = held.branch.get(height)
+            if twin is None:
                 return
-            parts = take_apart(sealed)
+            parts = take_apart(twin.sealed)
             block = decode_block(parts.payload)
             try:
                 chain, _ = judge_block(block, parts, chain, self._node.roster, self._node.now)
             except BlockRejectedError:
                 return
-            blocks.append((height, chain.head.block_hash, sealed))
+            blocks.append((height, chain.head.block_hash, twin.sealed))
         self._node.records.append(DropBlocks(held.chain_id, first))
         self._node.records.append(
             PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, CHECKS_ALL)
@@ -443,7 +356,8 @@ class Judging:
             del held.hashes[height]
         held.height = first - 1
         held.sealed_to = min(held.sealed_to, held.height)
-        held.seal_lacking = NONE_LACKING
+        held.lacking.clear()
+        held.adoptions += 1
         for height, block_hash, _ in blocks:
             held.grow(block_hash, held.epoch_at(height))
             held.branch.pop(height, None)

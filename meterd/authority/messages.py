@@ -42,6 +42,7 @@ REASON_CHARS_MAX = 200
 HEADS_MAX = 256  # heads in one digest; more chains take turns
 ASKED_MAX = 64  # questions in one message
 COUNTER_START_BITS = 32
+COUNTER_MAX = 2**63 - 1  # what a store can count to
 COUNTED_FROM_S = 1_577_836_800  # 2020: starts are numbered by the seconds since, or one by one
 
 
@@ -229,6 +230,8 @@ def open_said(message: bytes, key_of: Callable[[str], bytes], genesis: bytes) ->
     if type(value) is not tuple or len(value) < 4 or not shaped(value[:3], str, str, int):  # noqa: PLR2004
         raise EncodingError("not a message between peers")
     context, sender, counter = value[:3]
+    if counter > COUNTER_MAX:
+        raise EncodingError("the message's counter cannot be")
     body = _read(context, value[3:])
     key = key_of(sender)
     if not key:

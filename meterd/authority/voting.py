@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from meterd.authority.witness import Held
 
 BATCHES_WAITING_MAX = 8
+BOOT_GRACE_MS = 10_000  # for a batch of ours that fewer know of than must answer
 STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
 
 
@@ -70,6 +71,7 @@ class Voting:
         self.batch_ms: int | None = None
         self._attested_ms = -node.settings.tick_ms
         self._boot_asked_ms: int | None = None
+        self._boot_known_ms: int | None = None
         self._boot_answers: dict[str, tuple[int, bytes]] = {}
         self.order_came = False
         self._signing = self._turn_wanted = False
@@ -438,6 +440,7 @@ class Voting:
 
     def boot(self) -> None:
         """Ask what we have voted before, until enough others have said it."""
+        self._see_booted()
         committee = self._duty()
         if self._node.booted or committee is None:
             return
@@ -473,15 +476,17 @@ class Voting:
         if self._node.booted or committee is None:
             return
         answers = [said for name, said in self._boot_answers.items() if committee.has(name)]
-        if len(answers) < boot_answers(len(committee.voters), votes=True):
-            return
         last = self._node.sequences.get(self._node.kid, NOTHING)
-        number, batch_hash = max(answers)
-        if number > last.number:
+        here = (last.number, last.batch_hash)
+        known = sum(said[0] < last.number or said == here for said in answers)
+        now_ms = self._node.now.mono_ms
+        if known < boot_answers(len(committee.voters), votes=True):
+            self._boot_known_ms = None
             return
-        if number == last.number and number and batch_hash != last.batch_hash:
-            self._node.tell(2, "votes_elsewhere", number=number)
-            return
+        if self._boot_known_ms is None:
+            self._boot_known_ms = now_ms
+        if known < len(answers) and now_ms - self._boot_known_ms < BOOT_GRACE_MS:
+            return  # one says it has a later batch of ours: a liar, or it is being fetched
         self._node.booted = True
         self._node.tell(0, "booted", number=last.number)
         self._after_boot()

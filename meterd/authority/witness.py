@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 HASHES_KEPT = 64  # below the head, to compare with what others hold; older ones are on the card
 AHEAD_S_MAX = 5  # a block may end so far in our future: two synchronised clocks differ by less
 UNSEALED = 8  # beside a kept block's checks: its own seal has not been verified yet
-NONE_LACKING = (0, b"")
 LIMIT_TENTHS = 16  # a main fuse carries 1.6 times its rating for an hour (gG characteristic)
 
 
@@ -56,6 +55,20 @@ class Vote(NamedTuple):
     epoch: int
 
 
+class Twin(NamedTuple):
+    """A block, or an order, of another history.
+
+    Attributes:
+        sealed: With its seal, which holds.
+        block_hash: Its hash.
+        previous: The hash that it links to.
+    """
+
+    sealed: bytes
+    block_hash: bytes
+    previous: bytes
+
+
 class Held:
     """One chain as this node holds it.
 
@@ -77,18 +90,21 @@ class Held:
         waiting_ms: Since when nothing of it could, by the clock of `Now`.
         wanted: By peer, the height up to which it says it holds the chain.
         asked: (peer, when) of the question that is open, or None.
-        branch: Sealed blocks of another history by height.
+        branch: Blocks of another history by height.
         refused: Hash of the block that was refused last: it is not judged again.
         sealed_to: Up to which height each block's own seal has been verified. Those above came in
             runs: what links to them has a good seal (see `judge_run`).
-        seal_lacking: Height and hash of a block that came with a bad seal: it is asked for.
-        asked_seal_ms: When it was asked for last, by the clock of `Now`.
+        lacking: Hashes by height of blocks that came with a bad seal: they are asked for.
+        asked_seals_ms: When they were asked for last, by the clock of `Now`.
+        run_of: Who brought the last run.
+        adoptions: How often another history has taken the place of this one.
     """
 
     __slots__ = (
+        "adoptions",
         "ahead",
         "asked",
-        "asked_seal_ms",
+        "asked_seals_ms",
         "branch",
         "certified",
         "certified_epoch",
@@ -101,8 +117,9 @@ class Held:
         "hashes",
         "head_hash",
         "height",
+        "lacking",
         "refused",
-        "seal_lacking",
+        "run_of",
         "sealed_to",
         "votes",
         "waiting",
@@ -126,15 +143,16 @@ class Held:
         self.waiting_ms = 0
         self.wanted: dict[str, int] = {}
         self.asked: tuple[str, int] | None = None
-        self.branch: dict[int, bytes] = {}
+        self.branch: dict[int, Twin] = {}
         self.refused = b""
-        self.sealed_to = self.asked_seal_ms = 0
-        self.seal_lacking = NONE_LACKING
+        self.sealed_to = self.asked_seals_ms = self.adoptions = 0
+        self.lacking: dict[int, bytes] = {}
+        self.run_of = ""
 
     @property
     def sealed(self) -> bool:
         """Whether each block's own seal has been verified."""
-        return self.sealed_to == self.height
+        return self.sealed_to >= self.height
 
     def grow(self, block_hash: bytes, epoch: int, *, sealed: bool = True) -> None:
         """Take the next block's hash; it names an order of `epoch`."""

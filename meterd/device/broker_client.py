@@ -24,6 +24,7 @@ PACKET_BYTES_ASKED = 70_000  # such a payload with its topic; a v5 broker keeps 
 # Past this the link is cut. A v3.1.1 broker cannot be asked to leave out what is too large, and
 # cut off at the first such packet, a neighbour's retained one would keep us off it for ever.
 PACKET_BYTES_MAX = 1 << 20
+OTHER_BYTES_MAX = 4096  # of a packet that is no message; paho takes such ones apart slowly
 INFLIGHT_MAX = 100  # both ways
 KEEPALIVE_S = 30  # the broker publishes our will after one and a half of it
 READ_BYTES = 65_536  # taken from the socket at once
@@ -58,6 +59,11 @@ class Client(mqtt.Client):
     def unsent(self) -> int:
         """How many packets wait for the socket."""
         return len(self._out_packet)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How many bytes these have."""
+        return sum(len(packet["packet"]) for packet in self._out_packet)
 
     @property
     def unread(self) -> bool:
@@ -127,8 +133,10 @@ class Client(mqtt.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         # paho asks for a byte or two of a packet first, and then for all the rest at once,
         # whatever length its sender claims.
-        if bufsize > PACKET_BYTES_MAX:
-            self.failure = ConnectionError(f"a packet of more than {PACKET_BYTES_MAX} bytes")
+        publish = self._in_packet["command"] & 0xF0 == mqtt.PUBLISH
+        bytes_max = PACKET_BYTES_MAX if publish else OTHER_BYTES_MAX
+        if bufsize > bytes_max:
+            self.failure = ConnectionError(f"a packet of more than {bytes_max} bytes")
             raise self.failure
         if not self._unread:
             try:

@@ -33,7 +33,8 @@ Protocol = Literal["5", "3.1.1"]
 
 WAITING_MAX = 1000  # unacknowledged messages; as many as mosquitto keeps for a client
 WAITING_BYTES_MAX = 8_000_000
-UNSENT_MAX = 4 * WAITING_MAX  # packets; a broker that sends, and never reads, reaches it
+UNSENT_FEW = 100  # packets, whose bytes need not be counted
+UNSENT_MAX = 1000  # packets; a broker that sends, and never reads, reaches it
 CLOSE_S_MAX = 1.0  # for the last acknowledgements, and once more for DISCONNECT
 MISC_S = 5.0  # how often paho looks at its keepalive
 READS_MAX = 32  # packets taken at one readiness of the socket
@@ -247,7 +248,10 @@ class Link:
             step()
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make paho raise
             self._cut(f"{_GARBAGE} ({error!r})")
-        if self._client.unsent > UNSENT_MAX:
+        unsent = self._client.unsent
+        if unsent > UNSENT_MAX or (
+            unsent > UNSENT_FEW and self._client.unsent_bytes > WAITING_BYTES_MAX
+        ):
             self._cut("the broker does not read what it is sent")
 
     def _hand_on(self) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from meterd.authority.messages import (
     ASKED_MAX,
     BLOCKS_CONTEXT,
+    COUNTER_MAX,
     HEADS_MAX,
     REASON_CHARS_MAX,
     AskBatches,
@@ -82,7 +83,7 @@ bodies = (
 )
 
 
-@given(counts, bodies)
+@given(st.integers(0, COUNTER_MAX), bodies)
 def test_whatever_can_be_said_is_heard(counter: int, body: Body) -> None:
     said = Said(SENDER, counter, body)
     message = say(said, key(f"{SENDER} votes"), GENESIS.hash)
@@ -126,6 +127,12 @@ def test_a_key_that_was_rotated_out_with_its_epoch_says_nothing_any_more() -> No
         open_said(message_of("digest"), roster.peer_key, GENESIS.hash)
     fresh = message_of("digest", by=f"{SENDER} votes, 2")
     assert open_said(fresh, roster.peer_key, GENESIS.hash).sender == SENDER
+
+
+def test_a_counter_that_no_store_can_keep_is_refused() -> None:
+    said = Said(SENDER, COUNTER_MAX + 1, BODIES["digest"])
+    with pytest.raises(EncodingError, match="counter"):
+        open_said(say(said, key(f"{SENDER} votes"), GENESIS.hash), ROSTER.peer_key, GENESIS.hash)
 
 
 ONE_HEAD = [HOUSE, 1, 7, bytes(32)]

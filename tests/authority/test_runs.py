@@ -126,7 +126,7 @@ def test_a_run_is_held_at_once_and_attested_once_each_seal_is_verified() -> None
     regulator.feed(Tick())
     assert attested(regulator) == [(HOUSE, LENGTH)]
     assert served(regulator, 1, LENGTH) == [blocks_message(SEALED)]
-    assert not regulator.gossip.judging.unsealed
+    assert not regulator.gossip.judging.runs.unsealed
 
 
 def test_a_bad_seal_in_a_run_is_asked_for_until_a_good_one_comes() -> None:
