@@ -677,6 +677,7 @@ def test_a_broker_that_sends_garbage_is_told_and_left(answer: bytes) -> None:
         pytest.param(b"\x30\xff\xff\xff\x7f", "a packet of more than", id="a packet of 256 MB"),
         pytest.param(b"\x34\x07\x00\x01a\x00\x01\x00!", "QoS 2", id="QoS 2"),
         pytest.param(b"\x00\x00", "not MQTT", id="a packet of no kind"),
+        pytest.param(b"\x90\xa0\x9c\x01", "a packet of more than 4096", id="a long SUBACK"),
         pytest.param(b"\x32\x01\x00", "not MQTT", id="half a message"),
         pytest.param(b"\x30\x05\x00\x09a\x00!", "not MQTT", id="a topic longer than its message"),
         pytest.param(b"\x30\x05\x00\x01a\x09!", "not MQTT", id="properties longer than it"),

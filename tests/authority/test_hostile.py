@@ -1,0 +1,155 @@
+"""What a liar, or whoever writes to a broker, may send: it is refused, and the node goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cbor2
+import pytest
+
+from meterd.authority.attestation import OPEN, Header, Leaf, make_batch
+from meterd.authority.effects import Assembled, Received
+from meterd.authority.messages import OwnBatch, blocks_message, open_said, say
+from meterd.authority.voting import BOOT_GRACE_MS
+from meterd.errors import BlockRejectedError, EncodingError
+from meterd.ledger.block import decode_block
+from meterd.ledger.encoding import seal
+from tests.authority.examples import GENESIS, HOUSE, OTHER_HOUSE, chain, key, leaf, public, sealed
+from tests.net import FEEDER, REGULATOR, SEALED, WALL_S, Net
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterd.ledger.block import Block
+    from tests.net import Post
+
+LONG = -(1 << 8 * 1900)  # Python writes no number of more than 4300 digits
+ODD = (
+    LONG,
+    -1,
+    1 << 64,
+    True,
+    None,
+    1.5,
+    {1: 2},
+    cbor2.CBORTag(36, "Content-Type: text/plain\n\n"),
+)
+FIELDS = 15
+
+
+def edited(item: Block, field: int, value: object) -> bytes:
+    """Return a block's bytes with another value in one place."""
+    values = list(cbor2.loads(item.encode()))
+    if isinstance(values[field], list) and field != 13:
+        values[field][0] = value
+    else:
+        values[field] = value
+    return cbor2.dumps(values)
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("field", range(1, FIELDS))
+def test_no_value_in_a_block_is_of_another_kind_or_range(field: int, value: object) -> None:
+    with pytest.raises(EncodingError):
+        decode_block(edited(chain(1)[0], field, value))
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+def test_no_message_of_odd_values_ends_a_node(value: object) -> None:
+    net = Net()
+    net.settle(6)
+    node = net.nodes[OTHER_HOUSE]
+    one, two, three = chain(3)
+    said = cbor2.dumps(["meterd/digest/v1", "x", value])
+    messages = [
+        cbor2.dumps(["meterd/sealed/v1", value, []]),
+        cbor2.dumps(["meterd/sealed/v1", [value]]),
+        cbor2.dumps(["meterd/attest/v1", value]),
+        cbor2.dumps(["meterd/certificate/v1", value]),
+        cbor2.dumps(["meterd/evidence-seals/v1", value]),
+        seal(said, key("nobody"), GENESIS.hash),
+    ]
+    for field in (4, 6, 7, 8, 9, 14):
+        run = (one.encode(), edited(two, field, value), three.encode())
+        sealed_run = tuple(seal(payload, key(f"{HOUSE} seals"), GENESIS.hash) for payload in run)
+        messages.append(blocks_message(sealed_run))
+    for message in messages:
+        node.gossip._senders.clear()
+        node.feed(Received(HOUSE, message))
+    assert node.gossip.counts["refused"] == len(messages)
+    assert "misjudged" not in node.gossip.counts
+    assert node.gossip.chains[HOUSE, 1].height == 1
+
+
+def test_a_mistake_of_ours_that_somebody_finds_ends_no_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    node = net.nodes[OTHER_HOUSE]
+
+    def mistaken(*_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr(node.gossip.judging, "take", mistaken)
+    node.feed(Received(HOUSE, SEALED[0]))
+    assert node.gossip.counts["misjudged"] == 1
+    assert [told.event for told in node.told if told.level == 2] == ["misjudged"]
+
+
+def test_evidence_that_does_not_stand_ends_no_node() -> None:
+    node = Net().nodes[OTHER_HOUSE]
+    for evidence in (b"", bytes(100_000), b"\x83\x01\x02\x03"):
+        node.feed(Assembled(evidence))
+    assert node.gossip.counts == {"no evidence": 3}
+    with pytest.raises((BlockRejectedError, EncodingError)):
+        node.gossip._take_evidence(b"")
+
+
+def test_each_authority_that_lies_is_accused() -> None:
+    net = Net()
+    net.settle(6)
+    net.broker = lambda _: []
+    node, liars = net.nodes[FEEDER], (REGULATOR, OTHER_HOUSE)
+    one, two = chain(2)
+    for each in (one, two):
+        node.feed(Received(HOUSE, sealed(each)))
+    for liar in liars:
+        voting, previous = key(f"{liar} votes"), bytes(32)
+        for number, what in enumerate((Leaf(HOUSE, 1, 1, bytes([7] * 32), 7), leaf(two)), start=1):
+            header = Header(1, number, previous, WALL_S, OPEN)
+            batch, message = make_batch(header, [what], voting, GENESIS.hash)
+            previous = batch.hash
+            node.feed(Received(liar, message))
+    assert sorted(node.gossip.accused) == sorted(("authority", liar) for liar in liars)
+    assert len(node.gossip.evidence) == len(liars)
+
+
+def test_a_liar_that_claims_a_later_batch_of_ours_delays_us_a_while_and_no_longer() -> None:
+    net = Net()
+    net.settle(6)
+    net.seal(*SEALED)
+    net.settle(4)
+    node = net.nodes[FEEDER]
+    last = node.gossip.sequences[node.gossip.kid]
+
+    def lies(posts: list[Post]) -> Iterable[Post]:
+        for sender, topic, message in posts:
+            if (sender, topic) != (HOUSE, f"answer/{FEEDER}") or not message.startswith(b"\xd2"):
+                yield sender, topic, message
+                continue
+            said = open_said(message, lambda name: public(f"{name} votes"), GENESIS.hash)
+            if isinstance(said.body, OwnBatch):
+                body = said.body._replace(number=10**6, batch_hash=bytes([1] * 32))
+                lie = say(said._replace(body=body), key(f"{HOUSE} votes"), GENESIS.hash)
+                yield sender, topic, lie
+            else:
+                yield sender, topic, message
+
+    net.broker = lies
+    node.start()
+    begun_ms = net.mono_ms
+    while not node.gossip.booted:
+        net.settle(1, 1000)
+        assert net.mono_ms - begun_ms < BOOT_GRACE_MS + 5000
+    assert net.mono_ms - begun_ms >= BOOT_GRACE_MS
+    assert node.gossip.sequences[node.gossip.kid].number >= last.number
