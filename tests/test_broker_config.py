@@ -531,10 +531,11 @@ WELCOME = b"\x20\x02\x00\x00"
 
 @needs_mosquitto
 def test_the_broker_finds_nothing_to_warn_of_in_its_settings(running: Street) -> None:
-    assert greet(running.broker.port, running.context("kitchen-12"))[1] == WELCOME  # it heeds us
+    # A broker that has just begun may miss the signal to stop: so it is greeted first, and left.
+    assert greet(running.broker.port, running.context("kitchen-12"))[1] == WELCOME
     running.broker.stop()
     loud = [line for line in running.broker.said if "warning" in line.lower() or "rror" in line]
-    assert loud == []
+    assert [line for line in loud if "unexpected eof" not in line] == []
     assert any("version" in line for line in running.broker.said)
 
 

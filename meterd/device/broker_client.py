@@ -37,6 +37,7 @@ class Client(mqtt.Client):
 
     Attributes:
         failure: What its socket raised last.
+        drained: Whether the socket had nothing more; set here, cleared by who reads.
         arrived: Takes topic and payload of each message, as they came, still while it reads.
         acknowledged: Called when the broker has taken a message.
         waiting: Sizes of the messages that it has not, in bytes, by number.
@@ -44,6 +45,7 @@ class Client(mqtt.Client):
     """
 
     failure: Exception | None = None
+    drained = False
     arrived: Callable[[bytes, bytes], None]
     acknowledged: Callable[[], None]
     _unread = memoryview(b"")
@@ -64,11 +66,6 @@ class Client(mqtt.Client):
     def unsent_bytes(self) -> int:
         """How many bytes these have."""
         return sum(len(packet["packet"]) for packet in self._out_packet)
-
-    @property
-    def unread(self) -> bool:
-        """Whether something was taken from the socket that no packet was made of yet."""
-        return len(self._unread) > 0
 
     def heed(self, properties: Properties | None) -> None:
         """Send no more at once than the broker takes, and ping no less often than asked here."""
@@ -142,6 +139,7 @@ class Client(mqtt.Client):
             try:
                 self._unread = memoryview(super()._sock_recv(READ_BYTES))
             except BlockingIOError:
+                self.drained = True
                 raise
             except OSError as error:
                 self.failure = error

@@ -221,9 +221,10 @@ class Link:
         if self._lost.done():
             return
         before = len(self._arrived)
-        for _ in range(READS_MAX):  # paho reads a packet at a time
+        self._client.drained = False
+        for _ in range(READS_MAX):  # paho reads a packet at a time, and TLS gives as little
             self._drive(self._client.loop_read)
-            if self._lost.done() or not self._client.unread:
+            if self._lost.done() or self._client.drained:
                 break
         self._hurried = len(self._arrived) - before >= BUSY
         self._drive(self._client.acknowledge)
@@ -231,8 +232,8 @@ class Link:
         line = self._client.socket()
         if line is None:
             return
-        if self._client.unread or (isinstance(line, ssl.SSLSocket) and line.pending()):
-            self._loop.call_soon(self._read)  # taken already: no event would come for it
+        if not self._client.drained:
+            self._loop.call_soon(self._read)  # no event would come for what TLS holds already
         elif self._gather_s and self._attached:
             self._loop.add_reader(line.fileno(), self._readable)
 

@@ -603,6 +603,25 @@ def test_a_broker_that_speaks_tls_1_2_at_most_is_refused(authority: Authority) -
     play(scene)
 
 
+def test_messages_in_tls_records_of_their_own_are_gathered_too(authority: Authority) -> None:
+    packet = b"\x30\x05\x00\x01a\x00!"
+    count = 60  # one by one they would take a minute
+
+    async def scene() -> None:
+        fake = FakeBroker(
+            {V5: ACCEPTED_V5},
+            later=packet * count,
+            pieces=len(packet),
+            tls=server_tls(authority.issue("broker")),
+        )
+        async with fake as port:
+            ann = Peer(tls_address(port, authority.ca), gather_s=1.0)
+            async with running(ann):
+                assert [await ann.delivered.get() for _ in range(count)] == [("a", b"!")] * count
+
+    play(scene)
+
+
 # With a broker that is old, broken or hostile
 
 
