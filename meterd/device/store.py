@@ -366,7 +366,11 @@ class Store:
     def snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         """Return what this node goes on from; `kid` is its own voting key's id."""
         with _refusing(self._path):
-            return self._snapshot(kid, distributor)
+            self._db.execute("BEGIN")  # of one moment: `meterctl` reads while the node writes
+            try:
+                return self._snapshot(kid, distributor)
+            finally:
+                self._db.execute("ROLLBACK")
 
     def _snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         run = self._db.execute

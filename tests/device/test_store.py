@@ -616,3 +616,20 @@ def test_a_store_has_one_block_of_each_height(world: World) -> None:
         for chain_id, held in core.chains.items():
             stored = list(node.store.blocks(chain_id, 1, 1 << 62))
             assert [height for height, _ in stored] == list(range(1, held.height + 1))
+
+
+def test_a_snapshot_is_of_one_moment(store: Store, path: Path) -> None:
+    """Another process reads it while the node writes: no vote of a chain that is not among them."""
+    other = Store(str(path), genesis=GENESIS.hash, node=NODE)
+    known = other._known_chains
+
+    def written_meanwhile() -> dict[tuple[str, int], int]:
+        chains = known()
+        store.perform((put_batch(NODE, 1, 3),))
+        return chains
+
+    other._known_chains = written_meanwhile  # type: ignore[method-assign]
+    assert other.snapshot(KID, None).votes == ()
+    other._known_chains = known  # type: ignore[method-assign]
+    assert len(other.snapshot(KID, None).votes) == 1
+    other.close()
