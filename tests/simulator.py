@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TICK_MS = 100
-HEAL_MS = 60_000  # after healing all is certified within so long
+HEAL_MS = 120_000  # after healing all is certified within so long: a quarantine, and a minute
 REMEMBERED_MAX = 3000  # messages that the broker can play again
 DISTRIBUTOR = "grid-co"
 
