@@ -159,9 +159,9 @@ class Judging:
         """Keep a block of another history, whose seal holds, until a quorum decides."""
         payload = take_apart(message).payload
         twin = Twin(message, digest(payload), previous_of(payload))
-        if len(held.branch) < BRANCH_MAX and held.branch.get(height) != twin:
+        if len(held.branch) < BRANCH_MAX:
             held.branch[height] = twin
-            self.adopt(held)
+        self.adopt(held)  # though it was there before: votes for it may have come since
 
     def _open_order_any(self, message: bytes) -> Order:
         """Return the order in `message`, if any key of the distributor sealed it."""

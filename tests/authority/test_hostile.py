@@ -153,3 +153,24 @@ def test_a_liar_that_claims_a_later_batch_of_ours_delays_us_a_while_and_no_longe
         assert net.mono_ms - begun_ms < BOOT_GRACE_MS + 5000
     assert net.mono_ms - begun_ms >= BOOT_GRACE_MS
     assert node.gossip.sequences[node.gossip.kid].number >= last.number
+
+
+def test_a_history_that_is_certified_after_its_blocks_came_is_adopted_when_they_come_again() -> (
+    None
+):
+    net = Net()
+    net.settle(6)
+    net.broker = lambda _: []
+    node = net.nodes[FEEDER]
+    ours = chain(1)[0]
+    theirs = ours._replace(flags=ours.flags ^ 2)
+    node.feed(Received(HOUSE, sealed(ours)))
+    node.feed(Received(HOUSE, sealed(theirs)))
+    for voter in (HOUSE, OTHER_HOUSE, REGULATOR):
+        header = Header(1, 1, bytes(32), WALL_S, OPEN)
+        _, message = make_batch(header, [leaf(theirs)], key(f"{voter} votes"), GENESIS.hash)
+        node.feed(Received(voter, message))
+    held = node.gossip.chains[HOUSE, 1]
+    assert held.head_hash == ours.hash
+    node.feed(Received(REGULATOR, sealed(theirs)))
+    assert (held.head_hash, held.certified) == (theirs.hash, 1)
