@@ -140,7 +140,9 @@ BUGS: dict[str, Bug] = {
                 "sequences=tuple(sequences),",
                 "sequences=tuple(one for one in sequences if one[0] != kid),",
             ),
-            Edit(voting.Voting, "boot", "votes=True) == 0", "votes=True) >= 0"),
+            Edit(
+                voting.Voting, "_see_booted", "known < boot_answers(", "known < 0 * boot_answers("
+            ),
         ),
         _STORM,
         "is honest, and (signs two batches|attests two histories)",

@@ -131,20 +131,19 @@ class Asking:
         """
         enrolled = self._node.roster.newest(question.meter)
         held = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
-        incarnation, height, head_hash = 0, 0, bytes(32)
-        if held is not None and held.height:
-            incarnation, height, head_hash = held.chain_id[1], held.height, held.head_hash
-        for waiting in sorted(held.waiting, reverse=True) if held is not None else ():
-            assert held is not None  # noqa: S101 - it has what waits
+        place = self._foremost(held) if held is not None else (0, 0, bytes(32))
+        return HeadHeld(self._node.epoch, order, question.meter, question.nonce, *place)
+
+    def _foremost(self, held: Held) -> tuple[int, int, bytes]:
+        for _, message in sorted(held.waiting.items(), reverse=True):
             try:
-                block, payload = open_enrolled(held.waiting[waiting], self._node.roster)
+                block, payload = open_enrolled(message, self._node.roster)
             except BlockRejectedError:  # anybody may have sent it
                 continue
-            incarnation, height, head_hash = block.incarnation, block.height, digest(payload)
-            break
-        return HeadHeld(
-            self._node.epoch, order, question.meter, question.nonce, incarnation, height, head_hash
-        )
+            return block.incarnation, block.height, digest(payload)
+        if not held.height:
+            return 0, 0, bytes(32)
+        return held.chain_id[1], held.height, held.head_hash
 
     def ask_head(self, asked: Asked) -> None:
         """Our meter has started: ask for its head, and tell it what it may have missed."""

@@ -444,10 +444,6 @@ class Voting:
         committee = self._duty()
         if self._node.booted or committee is None:
             return
-        if boot_answers(len(committee.voters), votes=True) == 0:
-            self._node.booted = True
-            self._after_boot()
-            return
         now_ms = self._node.now.mono_ms
         if self._boot_asked_ms is not None and now_ms - self._boot_asked_ms < ANSWER_MS:
             return
