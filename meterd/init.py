@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from meterd.authority.roster import found
 from meterd.device.archive import GENESIS_FILE, ORDERS_FILE, add_orders, read_file
+from meterd.device.card import sync_folder
 from meterd.device.vault import create_seal, create_vote, load_seal, load_vote
 from meterd.errors import (
     AbsentError,
@@ -299,11 +300,7 @@ def write_new(path: Path, data: bytes) -> None:
             _rename_new(beside, path)  # a USB stick's file system has no links
     finally:
         beside.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _rename_new(beside: Path, path: Path) -> None:

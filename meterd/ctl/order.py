@@ -7,15 +7,11 @@ so that no second one of its height ever is, says `meterd.ctl.order_desk`.
 from __future__ import annotations
 
 import json
-import os
-import stat
 import sys
 import time
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from nacl.signing import SigningKey
 
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.node import add_node, open_node
@@ -25,8 +21,8 @@ from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
 from meterd.ctl.order_options import add_action, add_unheard
 from meterd.ctl.order_words import advice, change_words, fields, told
 from meterd.ctl.show import Column, note, print_table, utc
-from meterd.device.vault import load_seal
-from meterd.errors import AbsentError, ConfigError, DeniedError, EncodingError, UsageError
+from meterd.device.vault import load_seal, read_seal
+from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
 from meterd.init import write_new
 from meterd.ledger.encoding import HASH_BYTES, take_apart
 from meterd.ledger.order import Change, Interval, RosterChange, decode_order, sign_rotation
@@ -38,8 +34,6 @@ if TYPE_CHECKING:
     from meterd.ctl.node import KnownNode
     from meterd.ctl.order_desk import Laid
     from meterd.ledger.order import Order
-
-KEY_BYTES_MAX = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +74,7 @@ def _sign(
         )
     if options.out is not None and options.out.exists():
         raise ConfigError(f"{options.out} is there already", hint="name another file")
-    key = _key(options.key) if options.key else load_seal(options.state)
+    key = read_seal(options.key) if options.key else load_seal(options.state)
     with open_node(options) as node:
         desk = Desk(node)
         if options.out is None and not options.unheard:
@@ -132,26 +126,6 @@ def _confirm(question: str) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("not confirmed: nothing was signed")
-
-
-def _key(path: Path) -> SigningKey:
-    """Return the sealing key in a file of 64 hex digits; nothing of it is ever shown."""
-    with path.open("rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        data = file.read(KEY_BYTES_MAX + 1)
-    if stat.S_ISREG(mode) and mode & 0o077:  # a pipe has no mode that says anything
-        raise DeniedError(
-            f"the sealing key {path} can be read or changed by others"
-            f" (mode {stat.S_IMODE(mode):04o})",
-            hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
-        )
-    text = data.removesuffix(b"\n")
-    if len(text) != 2 * HASH_BYTES or not all(digit in b"0123456789abcdefABCDEF" for digit in text):
-        raise ConfigError(
-            f"{path} is no sealing key: expected 64 hex digits",
-            hint="it is the seal.key that `meterctl network enrol` made",
-        )
-    return SigningKey(bytes.fromhex(text.decode()))
 
 
 # --- consent, send, list ----------------------------------------------------------------------

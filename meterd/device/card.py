@@ -75,11 +75,7 @@ class Card:
         elif kind == "settle":
             self._settle(path)
         elif kind == "sync_folder":
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path)
         elif kind == "replace":
             os.close(self._put(path, path.with_name(path.name + BESIDE), data))
             self._do(Operation("sync_folder", path.parent))
@@ -202,3 +198,12 @@ def lock(state: Path) -> int:
         hint = "put the account on a file system that has locks"
         raise StorageError(f"cannot lock {state}: {error.strerror}", hint=hint) from error
     return descriptor
+
+
+def sync_folder(path: Path) -> None:
+    """Let the names in a folder outlast a failure of power."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

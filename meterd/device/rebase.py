@@ -13,7 +13,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from meterd.device.archive import GENESIS_FILE
-from meterd.device.card import Card
+from meterd.device.card import Card, sync_folder
 from meterd.device.log import Log
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.errors import StorageError
@@ -100,8 +100,8 @@ def begin_anew(
             file.flush()
             os.fsync(file.fileno())
         (fresh / f".{WHOLE}").rename(fresh / WHOLE)
-        _sync(fresh)
-        _sync(state)
+        sync_folder(fresh)
+        sync_folder(state)
     except OSError as error:
         raise StorageError(f"cannot begin {state} anew: {error.strerror}") from error
     finish(state)
@@ -136,18 +136,10 @@ def finish(state: Path) -> bool:
             (fresh / stream).rename(state / stream)
         if (state / CHECKPOINT_FILE).exists():
             (state / CHECKPOINT_FILE).rename(old / CHECKPOINT_FILE)
-        _sync(old)
-        _sync(state)
+        sync_folder(old)
+        sync_folder(state)
         shutil.rmtree(fresh)
-        _sync(state)
+        sync_folder(state)
     except OSError as error:
         raise StorageError(f"cannot begin {state} anew: {error.strerror}") from error
     return True
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nacl.signing import SigningKey
 
+from meterd.device.card import sync_folder
 from meterd.errors import AbsentError, ConfigError, DeniedError, StorageError
 
 if TYPE_CHECKING:
@@ -71,6 +72,22 @@ def load_seal(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKe
         StorageError: The card failed.
     """
     return _load(_SEAL, state, environ)
+
+
+def read_seal(path: Path) -> SigningKey:
+    """Return the sealing key in a file elsewhere, or in a pipe, which has no mode that says much.
+
+    Raises:
+        DeniedError: It may be read by others than its owner.
+        ConfigError: What is there is no seed.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        data = file.read(FILE_BYTES_MAX + 1)
+    if stat.S_ISREG(mode):
+        _check_mode(_SEAL, stat.S_IMODE(mode), path)
+    return SigningKey(_decode(_SEAL, data, path))
 
 
 def load_seals(state: Path, environ: Mapping[str, str] = os.environ) -> list[SigningKey]:
@@ -129,12 +146,16 @@ def _load(kind: _Kind, state: Path, environ: Mapping[str, str]) -> SigningKey:
             return SigningKey(data if len(data) == SEED_BYTES else _decode(kind, data, path))
     path = state / kind.file
     data, mode = _read(kind, path)
+    _check_mode(kind, mode, path)
+    return SigningKey(_decode(kind, data, path))
+
+
+def _check_mode(kind: _Kind, mode: int, path: Path) -> None:
     if mode & 0o077:
         raise DeniedError(
             f"the {kind.called} {path} can be read or changed by others (mode {mode:04o})",
             hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
         )
-    return SigningKey(_decode(kind, data, path))
 
 
 def _create(kind: _Kind, state: Path, seed: bytes) -> SigningKey:
@@ -158,7 +179,7 @@ def _create(kind: _Kind, state: Path, seed: bytes) -> SigningKey:
             if file.write(text) != len(text):
                 raise OSError(None, "written in part")  # noqa: TRY301 - as other failures of the card
             os.fsync(fd)
-        _sync_directory(state)
+        sync_folder(state)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
@@ -200,11 +221,3 @@ def _decode(kind: _Kind, data: bytes, path: Path) -> bytes:
         " something else came",
         hint=kind.restore,
     )
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
