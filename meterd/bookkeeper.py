@@ -88,6 +88,7 @@ class Bookkeeper:
         storing: Whether there is room for samples. Where there is none, energy is counted on, and
             samples are kept again from the next interval on.
         alarmed: Called with kind, text and whether it stands, when an alarm changes.
+        waiting: Whether nothing may be sealed for now: what is due is held until `release`.
         again: Rows must be fed anew, once all appended so far is durable: call `feed_again`.
     """
 
@@ -172,7 +173,7 @@ class Bookkeeper:
         self.gaps = 0
         self.alarms: dict[str, str] = {}
         self.storing = True
-        self.waiting = ""  # why nothing is sealed yet: the boot rule is not answered
+        self.waiting = False
         self._cuts_waiting: list[tuple[Cut, Terms, Mapping[Register, int]]] = []
         self._bridged = True
         self._losing = False  # rows of the open stretch are not stored, from some row on
@@ -236,7 +237,7 @@ class Bookkeeper:
 
     def release(self) -> None:
         """Seal what has waited for the boot rule; all given out so far must have been performed."""
-        self.waiting = ""
+        self.waiting, height = False, self.chain.head.height
         cuts, self._cuts_waiting = self._cuts_waiting, []
         for cut, terms, owed in cuts:
             self._sealer.seal(cut, terms, owed)
@@ -248,6 +249,31 @@ class Bookkeeper:
             if not self.log.whole:
                 self.log.reread(self._rows.stored)
         self._decision = None
+        if self.chain.head.height > height:
+            self._obey()
+
+    @property
+    def due(self) -> bool:
+        """Whether `release` would seal something: a boundary lies behind the last row, or before.
+
+        A row past it, or such a silence as makes it a hole, is what cuts.
+        """
+        if self._cuts_waiting:
+            return True
+        wall, last_ms = self.placement.wall, self._row_ms
+        if wall is None or self.placement.held or self.placement.alarm or last_ms is None:
+            return False
+        cutter, now_ms = self.cutter, self._sealer.boot_ms
+        if cutter.base.pending:
+            return True
+        if self.sieve.cadence.is_gap(now_ms - last_ms):
+            last_ms = now_ms
+        last_s = (last_ms + wall.offset_ms) // 1000
+        begin_s = cutter.end_s
+        if begin_s is None:
+            begin_s = ((self._first_ms or 0) + wall.offset_ms) // 1000
+        interval_s = cutter.interval_s(max(last_s, 0))
+        return last_s // interval_s * interval_s > begin_s
 
     def measured(self) -> tuple[int, tuple[tuple[bytes, int, int], ...]]:
         """Return how long this run has measured, and what: (OBIS code, kind, uJ)."""
@@ -268,7 +294,7 @@ class Bookkeeper:
         """
         last_ms = self._row_ms
         late = last_ms is not None and at_ms - last_ms > ELAPSED_MS_MAX
-        return late and (self.placement.wall is None or self.placement.held or bool(self.waiting))
+        return late and (self.placement.wall is None or self.placement.held or self.waiting)
 
     def take(self, reading: Reading, stamp: Stamp) -> None:
         """Count a reading; where `again` is set then, `feed_again` must follow before the next.

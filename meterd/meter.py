@@ -134,7 +134,7 @@ class Meter:
             line=line_folder(state, settings) if settings.network.brokers else None,
             load=lambda first, last: load_blocks(state, first, last),
         )
-        self.book.waiting = self.neighbours.waits
+        self.book.waiting = not self.neighbours.may_seal(0)
         self._obey()
         self._decoder = BoardDecoder(settings.rules, joins=True)
         self.port_state = "closed"
@@ -378,11 +378,15 @@ class Meter:
         neighbours = self.neighbours
         self.book.obey(neighbours.chain, neighbours.order, neighbours.changes)
 
+    def _mono_ms(self) -> int:
+        """Return the time by which neighbours are waited for; theirs passes as fast."""
+        return self._clock.stamp().boot_ms // self._speed
+
     async def _hear(self) -> None:
         """Take what the peer process brought; where it lets us seal, seal what has waited."""
         neighbours, book = self.neighbours, self.book
-        now_ms = self._clock.stamp().boot_ms
-        if not self._rung and now_ms - self._heard_ms < TURN_S * 1000 * self._speed:
+        now_ms = self._mono_ms()
+        if not self._rung and now_ms - self._heard_ms < TURN_S * 1000:
             return
         self._rung, self._heard_ms = False, now_ms
         for order in neighbours.read(now_ms):
@@ -390,16 +394,29 @@ class Meter:
             book.event("order", (("height", height), ("hash", order_hash), ("spelt", order)))
             keep_order(self._state, order)
             self._obey()
-        neighbours.turn(now_ms)
+        neighbours.turn(now_ms, due=book.due or bool(neighbours.recovered))
         waits = neighbours.waits
         book.raise_alarm("neighbours", waits, stands=bool(waits))
-        if waits and not book.waiting:
-            book.waiting = waits  # sealing stops; metering does not
-        if book.waiting and not waits and neighbours.recovered:
+        if neighbours.stopped:
+            book.waiting = True  # sealing stops; metering does not
+        elif not book.waiting or not neighbours.may_seal(now_ms):
+            return
+        elif neighbours.recovered:
             self._stopping = self.begins_anew = True
-        elif book.waiting and not waits:
+        elif book.due or neighbours.free:
             await self.flush()
-            book.release()
+            self._release()
+
+    def _release(self) -> None:
+        """Seal what has waited, if it still may be; all so far is durable."""
+        neighbours, book, height = self.neighbours, self.book, self.book.chain.head.height
+        if not neighbours.may_seal(self._mono_ms()):
+            return
+        book.release()
+        stamp = self._clock.stamp()
+        book.tick(stamp.boot_ms, stamp)
+        book.waiting = not neighbours.free
+        if neighbours.free or book.chain.head.height > height:
             log_event(self._logger, logging.INFO, "released", height=book.chain.head.height)
 
     def _note_reports(self) -> None:

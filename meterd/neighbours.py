@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 OUT_BLOCKS_MAX = 64  # in the outbox at once; the next follow as these are certified
 GRACE_MS = 30_000  # one says it holds more than a quorum does: it may be a liar, and may be right
-ASK_MS = 3000  # the boot question lies there anew so often, until it is answered
+ASK_MS = 1500  # the boot question lies there anew so often, until it is answered
+LATE_MS = 30_000  # what the boot rule waits for so long, once it had been answered, is told
 CERTIFICATE_FILE = "certificate"  # the last one, so that a restart need not offer all blocks again
 CERTIFICATE_KEPT_MS = 60_000  # it is written so often at most: it can be had again
 
@@ -106,9 +107,11 @@ class Neighbours:
         self._asked_ms: int | None = None
         self._kept_ms: int | None = None
         self._now_ms = 0
-        self._satisfied_ms: int | None = None
-        self._waits = True
-        self._search = HeadSearch(chain.meter, chain.meter, os.urandom(NONCE_BYTES))
+        self._search = HeadSearch(chain.meter, chain.meter)
+        self._question = ""
+        self._answered = False  # once in this start
+        self._higher_ms: int | None = None
+        self._waits_ms: int | None = None
         self._see_ended()
         self._restore()
 
@@ -138,25 +141,52 @@ class Neighbours:
         return self._inbox
 
     @property
-    def waits(self) -> str:
-        """Why nothing may be sealed yet; empty once the boot rule is answered."""
+    def free(self) -> bool:
+        """Whether the boot rule is met for good, until the next start."""
+        return self._search.free and not self.stopped
+
+    def may_seal(self, now_ms: int) -> bool:
+        """Say whether what is due may be sealed at this moment (see `boot`).
+
+        Where a neighbour says that it holds a later block of this meter, that is waited for a
+        while, so that the meter goes on behind it and not beside it.
+        """
         if self.stopped:
+            return False
+        head, incarnation = self._chain.head, self._chain.incarnation
+        if not self._search.may_seal(self.roster, incarnation, head.height, now_ms):
+            return False
+        if not self._search.free and self._search.higher(incarnation, head.height, now_ms):
+            if self._higher_ms is None:
+                self._higher_ms = now_ms
+            if now_ms - self._higher_ms < GRACE_MS:
+                return False
+        self._answered = True
+        return True
+
+    @property
+    def waits(self) -> str:
+        """Why nothing may be sealed, where that is worth telling; empty otherwise.
+
+        Not that answers are asked for anew: they come at once, where neighbours are there.
+        """
+        if self.stopped or self.may_seal(self._now_ms):
             return self.stopped
-        head = self._chain.head
-        place = (self._chain.incarnation, head.height)
-        if self._waits and self._search.satisfied(self.roster, *place):
-            if self._satisfied_ms is None:
-                self._satisfied_ms = self._now_ms
-            late = self._now_ms - self._satisfied_ms >= GRACE_MS
-            self._waits = self._search.higher(*place) and not late
-        if not self._waits:
+        late = self._waits_ms is not None and self._now_ms - self._waits_ms >= LATE_MS
+        if self._answered and not late:
             return ""
-        if self._satisfied_ms is not None:
-            return "a neighbour says that it holds a later block of this meter: it is waited for"
+        if self._search.first is not None:
+            return (
+                f"block {self._search.first}, the first since the start, is not certified: what "
+                "follows is sealed once it is"
+            )
+        head, incarnation = self._chain.head, self._chain.incarnation
         if self._outbox is None:
             return "nobody can be asked what this meter has sealed: network.brokers is empty"
         needed = self._search.needed(self.roster)
-        count = self._search.counting(self.roster, self._chain.incarnation, head.height)
+        count = self._search.counting(self.roster, incarnation, head.height, self._now_ms)
+        if count >= needed:
+            return "a neighbour says that it holds a later block of this meter: it is waited for"
         return f"{count} of {needed} neighbours have said what they hold of this meter"
 
     # --- outward ----------------------------------------------------------------------------
@@ -164,26 +194,46 @@ class Neighbours:
     def sealed(self, chain: Chain, messages: list[tuple[int, bytes]]) -> None:
         """Take note of blocks that are durable now: (height, sealed); tell the peer process."""
         self._chain = chain
+        if messages:
+            self._search.sealed(messages[0][0])
         for height, message in messages:
             self._sealed[height] = message
             while len(self._sealed) > OUT_BLOCKS_MAX:
                 self._sealed.popitem(last=False)
         self._fill()
 
-    def turn(self, now_ms: int) -> None:
-        """Ask again what is not answered, and refill the outbox."""
+    def turn(self, now_ms: int, *, due: bool = False) -> None:
+        """Ask what is not answered, or not any more, and refill the outbox.
+
+        Args:
+            now_ms: A clock that never goes back.
+            due: Whether there is something to seal.
+        """
         self._now_ms = now_ms
         if self._outbox is None:
             return
-        if self._waits and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):
-            self._asked_ms = now_ms
-            height = self._chain.head.height.to_bytes(HEIGHT_BYTES, "big")
-            nonce = self._search.nonce
-            self._outbox.put(f"question-{nonce.hex()}", nonce + height)
-            self._outbox.ring()
-        if not self._waits:
-            self._outbox.remove(f"question-{self._search.nonce.hex()}")
+        settled = self.may_seal(now_ms) or self._search.first is not None
+        wanted = not settled and (due or not self._answered)
+        if not wanted and self._question:
+            self._outbox.remove(self._question)
+            self._question = ""
+        if wanted and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):
+            self._ask(self._outbox, now_ms)
+        if self.free or not (due or self._search.first is not None):
+            self._waits_ms = None
+        elif self._waits_ms is None:
+            self._waits_ms = now_ms
         self._fill()
+
+    def _ask(self, outbox: Mailbox, now_ms: int) -> None:
+        if self._question:
+            outbox.remove(self._question)
+        nonce = os.urandom(NONCE_BYTES)
+        self._asked_ms, self._question = now_ms, f"question-{nonce.hex()}"
+        self._search.ask(nonce, now_ms)
+        height = self._chain.head.height.to_bytes(HEIGHT_BYTES, "big")
+        outbox.put(self._question, nonce + height)
+        outbox.ring()
 
     def _fill(self) -> None:
         """Let the oldest blocks that are not certified lie in the outbox, no others."""
@@ -245,6 +295,7 @@ class Neighbours:
 
     def _take_certificate(self, certificate: Certificate, data: bytes, now_ms: int) -> None:
         certified = self._verify(certificate)
+        self._search.certified(certificate.height)
         if certificate.height <= self.witnessed.height:
             return
         self._witness(certificate, certified)

@@ -33,6 +33,7 @@ from meterd.authority.effects import (
     Now,
     Persist,
     PutBlocks,
+    PutPromise,
     Received,
     Sealed,
     Send,
@@ -126,6 +127,8 @@ def _rests_on_store(effect: Effect) -> bool:
     """Say whether an effect must not be done before all is durable, or reads what is kept."""
     if isinstance(effect, Send):
         return effect.topic in {"attest", "evidence"}
+    if isinstance(effect, Persist):
+        return any(isinstance(record, PutPromise) for record in effect.records)
     return isinstance(effect, (Load, SendBatches, SendEvidence, SendCertificate, Accuse, Certify))
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.authority import attestation, boot, certificate, roster, voting
+from meterd.authority import attestation, boot, certificate, promises, roster, voting
 from meterd.device.store import Store
 from meterd.ledger import encoding
 from tests import sim_nodes, sim_oracle
@@ -87,7 +87,30 @@ def _edited(edit: Edit) -> Iterator[None]:
             setattr(owner, edit.function, real)
 
 
-_CALM = Plan(0, drop=0.0, crashes=0, partitions=0, broker_deaths=0, jumps=0, meters=1, seconds=8)
+_CALM = Plan(
+    0, drop=0.0, crashes=0, partitions=0, broker_deaths=0, jumps=0, meters=1, seconds=8, brief=True
+)
+
+
+def _put_back(
+    ms: int, *more: Step, by_ms: int = 3500, off_ms: int = 0, brief: bool = False
+) -> Plan:
+    """Return a plan in which a card is put back at `ms`, by `by_ms`.
+
+    One neighbour alone holds what it has sealed since; that one comes back once the others have
+    answered, and before the meter seals, as its peer process has stopped.
+    """
+    script = (
+        Step(ms - by_ms, "image", ("house-0",)),
+        Step(ms - by_ms + 50, "cut", (by_ms - 100, ("house-0", "house-3"))),
+        Step(ms - 30, "cut", (780, ("house-3",))),
+        Step(ms, "restore", ("house-0",)),
+        Step(ms + 790, "stop_peer", ("house-0", off_ms)),
+        *more,
+    )
+    return replace(_CALM, seconds=ms // 1000 + 9, script=script, brief=brief)
+
+
 _STORM = replace(_CALM, drop=0.3, crashes=12, partitions=2, meters=2)
 
 BUGS: dict[str, Bug] = {
@@ -106,9 +129,9 @@ BUGS: dict[str, Bug] = {
             forking=0.0,
             script=(
                 Step(0, "show", (("house-0", "house-1", "house-2", "house-3"),)),
-                Step(2400, "show", (("house-0", "house-1"),)),
-                Step(2500, "cut", (3000, ("house-0", "house-1"))),
-                Step(2600, "let_fork", ("house-4",)),
+                Step(4400, "show", (("house-0", "house-1"),)),
+                Step(4500, "cut", (3000, ("house-0", "house-1"))),
+                Step(4600, "let_fork", ("house-4",)),
             ),
         ),
         "two certificates",
@@ -156,7 +179,7 @@ BUGS: dict[str, Bug] = {
                 "for effect in sorted(effects, key=lambda one: not isinstance(one, Send)):",
             ),
         ),
-        replace(_STORM, drop=0.6, seconds=14),  # the boot rule mends what any quorum has heard
+        replace(_STORM, drop=0.6, light=3),  # the boot rule mends what any quorum has heard
         "is honest, and (signs two batches|attests two histories)",
     ),
     "no genesis in the signature": Bug(
@@ -170,8 +193,8 @@ BUGS: dict[str, Bug] = {
             Edit(
                 boot.HeadSearch,
                 "take",
-                "(body.meter, body.nonce) != (self._meter, self.nonce)",
-                "body.meter != self._meter",
+                "asked_ms = self._asked.get(body.nonce)",
+                "asked_ms = max(self._asked.values(), default=None)",
             ),
         ),
         replace(_CALM, restored=(0,), haunts=1.0),
@@ -215,12 +238,27 @@ BUGS: dict[str, Bug] = {
         (
             Edit(
                 boot.HeadSearch,
-                "satisfied",
-                "return self.counting(roster, incarnation, height) >= self.needed(roster)",
-                "return True",
+                "may_seal",
+                "needed = self.needed(roster)",
+                "needed = 0",
             ),
         ),
         replace(_CALM, restored=(0,)),
+        "seals block",
+    ),
+    "an answer counts for ever": Bug(
+        (Edit(boot.HeadSearch, "_fresh", "if now_ms - asked_ms < FRESH_MS", ""),),
+        _put_back(7550, off_ms=2500, brief=True),
+        "seals block",
+    ),
+    "a promise is not kept": Bug(
+        (Edit(promises.Promises, "allowed", "if meter not in self._until_ms:", "if meter:"),),
+        _put_back(11_550),
+        "seals block",
+    ),
+    "a meter seals on before its first block is certified": Bug(
+        (Edit(boot.HeadSearch, "may_seal", "return self.free", "return True"),),
+        _put_back(18_550, Step(19_350, "cut", (7000, ("house-0",))), by_ms=9000),  # unseen then
         "seals block",
     ),
     "an unverified seal is evidence": Bug(
@@ -245,7 +283,7 @@ BUGS: dict[str, Bug] = {
                 "if len(heights := sorted(heights * 2, reverse=True)) >= committee.quorum:",
             ),
         ),
-        _CALM,
+        replace(_CALM, light=2),
         "for certified, it is not",
     ),
 }

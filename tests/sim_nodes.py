@@ -153,8 +153,8 @@ class SimMeter(Chained):
         for sealed in self.sealed:
             payload = take_apart(sealed).payload
             self.chain = self.chain._replace(head=head_behind(self.chain, payload))
-        self.search = HeadSearch(self.name, self.name, self.world.nonce())
-        node.feed(Asked(self.name, self.search.nonce, self.chain.head.height))
+        self.search = HeadSearch(self.name, self.name)
+        self.ask(node)
 
     def measure(self) -> None:
         """Keep the second that has passed."""
@@ -163,9 +163,13 @@ class SimMeter(Chained):
 
     @property
     def may_seal(self) -> bool:
-        """Whether the boot rule is answered."""
-        search = self.search
-        return search is not None and search.satisfied(self.roster, 1, self.chain.head.height)
+        """Whether the boot rule allows it now."""
+        search, height = self.search, self.chain.head.height
+        if search is None:
+            return False
+        if self.forks and search.first is not None:
+            return True  # it cares for its own history only
+        return search.may_seal(self.roster, 1, height, self.world.now_ms)
 
     def deliver(self, kind: str, message: bytes) -> None:
         """Take what the peer process brings, trusting nothing."""
@@ -195,8 +199,10 @@ class SimMeter(Chained):
         """Take what the peer process has for us; ask for our head until we may seal."""
         node.bring_orders()
         node.read_outbox()
-        if not self.may_seal and self.search is not None:
-            node.feed(Asked(self.name, self.search.nonce, self.chain.head.height))
+        search = self.search
+        if search is not None and not self.may_seal and search.first is None:
+            search.ask(self.world.nonce(), self.world.now_ms)
+            node.feed(Asked(self.name, search.nonce, self.chain.head.height))
         return self.may_seal
 
     def seal(self, node: SimNode) -> None:
@@ -220,6 +226,8 @@ class SimMeter(Chained):
         chain = self.chain
         self.chain, sealed = self.seal_block(chain, block)
         self.sealed.append(sealed)
+        if self.search is not None:
+            self.search.sealed(block.height)
         if self.forks:
             self._fork(node, chain, block, sealed)
         else:
@@ -313,6 +321,8 @@ class SimNode:
         height = held.height if held else 0
         for sealed in self.meter.sealed[height : height + 8]:
             self.feed(Sealed(sealed))
+        if held and self.meter.certified < held.certified <= len(self.meter.sealed):
+            self.feed(Sealed(self.meter.sealed[held.certified - 1]))  # it does not know it
 
     def feed(self, event: Event) -> None:
         """Take an event, and do what follows from it."""
@@ -345,14 +355,14 @@ class SimNode:
             if self.gossip is None:
                 return
 
-    def crash(self) -> None:
+    def crash(self, ms: int = 0) -> None:
         """Power fails: what was not persisted is gone, and comes back after a while."""
         self.crash_at, self.gossip = None, None
         self.world.counts["crashes"] += 1
         if self.meter is not None and self.power:
             for second in sorted(self.meter.samples)[-self.world.random.randint(0, 2) :][:2]:
                 del self.meter.samples[second]  # not committed yet
-        self.world.later(self.world.random.randint(100, 2000), self.start)
+        self.world.later(ms or self.world.random.randint(100, 2000), self.start)
 
     def _do(self, effect: Effect) -> None:
         world = self.world
@@ -451,6 +461,8 @@ class SimNode:
         self.world.counts["certificates"] += 1
         if self.meter is not None and effect.chain[0] == self.name:
             self.meter.certified = max(self.meter.certified, effect.height)
+            if self.meter.search is not None:
+                self.meter.search.certified(effect.height)
 
     def bring_orders(self) -> None:
         """Hand our meter the certified orders that it lacks."""

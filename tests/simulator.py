@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nacl.signing import VerifyKey
 
-from meterd.authority import asking, judging, voting, witness
+from meterd.authority import asking, boot, judging, promises, voting, witness
 from meterd.authority.attestation import prove
 from meterd.authority.certificate import (
     open_receipt,
@@ -63,6 +63,10 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (asking, "ASKED_MAX", 2),
     (asking, "CLAIMS_MAX", 2),
 )
+BRIEF: tuple[tuple[Any, str, int], ...] = (  # else so few blocks fit into so few seconds
+    (boot, "FRESH_MS", 1600),
+    (promises, "PROMISE_MS", 2000),
+)
 
 
 def _remember_signatures() -> None:
@@ -84,9 +88,9 @@ def _remember_signatures() -> None:
 
 
 @contextmanager
-def _bounds(small: bool) -> Iterator[None]:
-    before = [(module, name, getattr(module, name)) for module, name, _ in SMALL]
-    for module, name, value in SMALL if small else ():
+def _bounds(*, small: bool, brief: bool) -> Iterator[None]:
+    before = [(module, name, getattr(module, name)) for module, name, _ in SMALL + BRIEF]
+    for module, name, value in (SMALL if small else ()) + (BRIEF if brief else ()):
         setattr(module, name, value)
     try:
         yield
@@ -139,6 +143,7 @@ class Plan:
         turns: How many times liars turn to other halves of the street.
         sister: Whether messages of a network with the same keys are played here.
         small: Whether bounds are so small that they matter.
+        brief: Whether promises to meters that have started lapse soon.
         script: What happens besides, and when.
     """
 
@@ -167,6 +172,7 @@ class Plan:
     turns: int = 0
     sister: bool = False
     small: bool = False
+    brief: bool = False
     script: tuple[Step, ...] = ()
 
 
@@ -210,6 +216,7 @@ def plan_of(seed: int) -> Plan:
         turns=draw.choice((0, 0, 2)) if liars else 0,
         sister=draw.random() < 0.08,
         small=draw.random() < 0.25,
+        brief=draw.random() < 0.7,
     )
 
 
@@ -370,6 +377,13 @@ class World:
             node.power = self.random.random() < 0.7
             node.crash_at = self.random.randint(0, 12) if effects < 0 else effects
 
+    def stop_peer(self, name: str, ms: int = 0) -> None:
+        """Let the peer process alone fail at once, for so long; its meter goes on."""
+        node = self.nodes[name]
+        if node.gossip is not None:
+            node.power = False
+            node.crash(ms)
+
     def image(self, name: str) -> None:
         """Copy a card."""
         self.nodes[name].image()
@@ -409,6 +423,8 @@ class World:
         if not self.healed:
             node = self.nodes[name]
             node.synchronised = self.random.random() < 0.3
+            if name in {self.names[at] for at in self.plan.restored}:
+                node.synchronised = False  # else its messages count as replayed until that hour
             node.offset_s = self.random.choice((-3600, 3600, 86_400))
 
     def turn(self) -> None:
@@ -564,7 +580,7 @@ class World:
             sister.start()
             sister.play(3000)
             self.foreign = list(sister.remembered)
-        with _bounds(plan.small):
+        with _bounds(small=plan.small, brief=plan.brief):
             self.start()
             self._arrange()
             length_ms = plan.seconds * 1000

@@ -174,7 +174,7 @@ def test_a_demo_for_people_shows_what_happens_and_the_verdict(demos: dict[str, D
         heights = [int(height) for height in re.findall(pattern, demo.out, re.MULTILINE)]
         assert heights
         assert heights == sorted(set(heights))
-        assert f"{house}: block 1 certified by 3 of 4" in demo.out
+        assert re.search(rf"{house}: block \d+ certified by 3 of 4", demo.out)
     assert "grid-co plays the distributor" in demo.out
     assert re.search(r"^played a street, 600 times as fast, for \d+ s$", demo.out, re.MULTILINE)
     assert "verified every seal, sample and register: good" in demo.out

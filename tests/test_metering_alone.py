@@ -14,7 +14,8 @@ from meterd.authority.messages import HeadHeld, Said, say
 from meterd.authority.roster import found
 from meterd.ctl.account import StoredAccount
 from meterd.device.mailbox import INBOX, Mailbox
-from meterd.ledger.encoding import seal
+from meterd.ledger.block import decode_block
+from meterd.ledger.encoding import seal, take_apart
 from meterd.neighbours import Neighbours
 from tests import street
 from tests.authority.examples import ENROL, block, certificate, key, order, sealed
@@ -116,13 +117,15 @@ def lives(state: Path, *, hostile: bool) -> Rig:
         load=lambda first, last: sealed_in(state)[first - 1 : last],
     )
     inbox, draw = Mailbox(state / "line" / INBOX), random.Random(7)
+    others = (street.HOUSE, street.OTHER_HOUSE, street.REGULATOR)
+    line.turn(rig.boot_ms)
     head = HeadHeld(1, (0, genesis.hash), street.KITCHEN, line._search.nonce, 1, 0, genesis.hash)
-    for number, name in enumerate((street.HOUSE, street.OTHER_HOUSE, street.REGULATOR)):
+    for number, name in enumerate(others):
         said = Said(name, 1 << 32, head)
         message = say(said, street.key(f"{name} votes"), genesis.hash)
         inbox.put(f"answer-{number:012d}", message)
     assert line.read(rig.boot_ms) == []
-    assert line.waits == ""
+    assert line.may_seal(rig.boot_ms)
     kept: list[bytes] = []
     for _ in range(30):
         if hostile:
@@ -135,9 +138,13 @@ def lives(state: Path, *, hostile: bool) -> Rig:
         line.turn(rig.boot_ms)
         rig.book.raise_alarm("neighbours", line.waits, stands=bool(line.waits))
         if line.waits:
-            rig.book.waiting = line.waits
+            rig.book.waiting = True
         before, kept = len(kept), sealed_in(state)
         line.sealed(rig.book.chain, list(enumerate(kept, start=1))[before:])
+        if kept and not line.free:
+            first = decode_block(take_apart(kept[0]).payload)
+            proof = certificate(first, by=others, roster=found(genesis))
+            inbox.put("certificate-900000000000", proof.encode())
     rig.stop()
     if hostile:
         assert set(line.refused) >= {"certificate", "order", "answer", "block", "evidence"}
@@ -151,6 +158,7 @@ def test_s2_a_hostile_peer_process_shifts_no_bit_of_what_is_sealed(tmp_path: Pat
     quiet = lives(tmp_path / "quiet", hostile=False)
     borne = lives(tmp_path / "borne", hostile=True)
     assert len(quiet.blocks) >= 25
+    assert not quiet.book.waiting
     assert borne.book.registers_uj() == quiet.book.registers_uj()
     for stream in ("samples", "events", "blocks"):
         one, other = (

@@ -9,16 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd.authority.attestation import prove
+from meterd.authority.boot import FRESH_MS
 from meterd.authority.certificate import certificate_of, seals_evidence, votes_evidence
 from meterd.authority.messages import NONCE_BYTES, HeadHeld, Said, say
 from meterd.authority.roster import found
-from meterd.device.mailbox import FILE_BYTES_MAX, INBOX, OUTBOX, Mailbox
+from meterd.device.mailbox import FILE_BYTES_MAX, INBOX, OUTBOX, Letter, Mailbox
 from meterd.ledger.chain import verify_sealed
 from meterd.ledger.encoding import encode
 from meterd.neighbours import (
     ASK_MS,
     CERTIFICATE_FILE,
     CERTIFICATE_KEPT_MS,
+    GRACE_MS,
+    LATE_MS,
     OUT_BLOCKS_MAX,
     Neighbours,
     Witnessed,
@@ -73,7 +76,7 @@ class Home:
         self, state: Path, *, held: int = 3, roster: Roster = ROSTER, line: bool = True
     ) -> None:
         state.mkdir(exist_ok=True)
-        self.state, self.now_ms = state, 0
+        self.state, self.now_ms, self.due = state, 0, False
         self.card = SEALED[:held]
         here = roster.open_chain((HOUSE, 1))
         for message in self.card:
@@ -94,12 +97,30 @@ class Home:
         assert self.inbox.put(f"{kind}-{name or self._count}", data)
         return self.neighbours.read(self.now_ms)
 
+    def question(self) -> Letter | None:
+        """The question in the outbox, if there is one."""
+        questions = [letter for letter in self.outbox.read(128) if letter.kind == "question"]
+        assert len(questions) <= 1
+        for each in questions:
+            assert each.name == f"question-{each.data[:NONCE_BYTES].hex()}"
+        return questions[0] if questions else None
+
+    def turn(self, ms: int = 0, *, due: bool | None = None) -> str:
+        """Let time pass; return why nothing is sealed."""
+        self.now_ms += ms
+        self.due = self.due if due is None else due
+        self.neighbours.turn(self.now_ms, due=self.due)
+        return self.neighbours.waits
+
+    def may_seal(self) -> bool:
+        return self.neighbours.may_seal(self.now_ms)
+
     @property
     def nonce(self) -> bytes:
-        self.neighbours.turn(self.now_ms)
-        (question,) = (letter for letter in self.outbox.read(128) if letter.kind == "question")
-        assert question.name == f"question-{question.data[:NONCE_BYTES].hex()}"
-        return question.data[:NONCE_BYTES]
+        """What the last question bears."""
+        if not self.neighbours._search.nonce:
+            self.turn()
+        return self.neighbours._search.nonce
 
     def answer(self, by: str, *, signed: str = "", **changes: Any) -> bytes:  # noqa: ANN401
         """Return what `by` says of our head; as we hold it, unless told."""
@@ -112,6 +133,7 @@ class Home:
         """Answer the boot rule."""
         for by in OTHERS:
             self.bring("answer", self.answer(by))
+        assert self.may_seal()
         assert not self.neighbours.waits
 
     @property
@@ -178,21 +200,77 @@ def test_so_many_must_have_answered_where(
     assert home.neighbours.alone == (not voters)
 
 
-def test_a_question_lies_there_until_it_is_answered_and_says_what_the_card_holds(
+def test_a_question_lies_there_anew_until_it_is_answered_and_says_what_the_card_holds(
     home: Home,
 ) -> None:
-    home.neighbours.turn(0)
-    (question,) = (letter for letter in home.outbox.read(128) if letter.kind == "question")
-    assert question.data[NONCE_BYTES:] == (3).to_bytes(8, "big")
-    home.outbox.remove(question.name)
-    for now_ms, there in ((ASK_MS - 1, False), (ASK_MS, True), (ASK_MS + 1, True)):
-        home.neighbours.turn(now_ms)
-        assert home.outbox.has(question.name) == there
+    nonces = set[bytes]()
+    for _ in range(4):
+        home.turn()
+        question = home.question()
+        assert question is not None
+        assert question.data[NONCE_BYTES:] == (3).to_bytes(8, "big")
+        nonces.add(question.data[:NONCE_BYTES])
+        home.outbox.remove(question.name)  # the peer process takes it
+        home.turn(ASK_MS - 1)
+        assert home.question() is None
+        home.turn(1)
+    assert len(nonces) == 4, "each has a nonce of its own: it says when it was asked"
     home.release()
-    home.neighbours.turn(2 * ASK_MS)
-    assert not home.outbox.has(question.name)
-    home.neighbours.turn(9 * ASK_MS)
-    assert not home.outbox.has(question.name)
+    home.turn()
+    assert home.question() is None
+
+
+def test_what_is_due_is_asked_for_again_where_the_answers_are_too_old(home: Home) -> None:
+    home.release()
+    home.turn(3_600_000)
+    assert home.question() is None, "nothing is due"
+    assert not home.may_seal()
+    assert home.turn(due=True) == "", "it is asked for, and that is nothing to tell"
+    assert home.question() is not None
+    home.release()
+    home.turn(FRESH_MS - 1)
+    assert home.may_seal()
+    assert home.question() is None
+    home.turn(1)
+    assert not home.may_seal()
+    assert home.question() is not None
+
+
+def test_neighbours_that_do_not_answer_any_more_are_told_in_a_while(home: Home) -> None:
+    home.release()
+    home.turn(3_600_000, due=True)
+    assert home.turn(LATE_MS - 1) == ""
+    assert home.turn(1) == "0 of 2 neighbours have said what they hold of this meter"
+    home.release()
+    assert home.turn() == ""
+
+
+def test_what_follows_the_first_block_waits_until_that_is_certified(home: Home) -> None:
+    home.release()
+    home.seal(5)
+    assert not home.may_seal()
+    assert home.turn() == ""
+    home.turn(ASK_MS)
+    assert home.question() is None, "an answer would change nothing"
+    home.bring("certificate", proof_of(BLOCKS[2]))
+    assert not home.may_seal(), "that is of the time before"
+    assert home.turn(LATE_MS) == (
+        "block 4, the first since the start, is not certified: what follows is sealed once it is"
+    )
+    home.bring("certificate", proof_of(BLOCKS[3]))
+    assert home.may_seal()
+    assert home.turn(10 * LATE_MS, due=True) == ""
+    assert (home.may_seal(), home.question()) == (True, None), "until the next start"
+
+
+def test_where_nobody_votes_or_it_alone_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    for at, voters in enumerate(((), (HOUSE,))):
+        nodes = tuple(replace(node, votes=int(node.name in voters)) for node in NODES)
+        home = Home(tmp_path / str(at), held=0, roster=found(replace(GENESIS, nodes=nodes)))
+        assert home.turn(due=True) == ""
+        assert home.may_seal()
+        assert home.turn(3_600_000) == ""
+        assert (home.may_seal(), home.question()) == (True, None)
 
 
 def test_each_start_asks_with_another_nonce(tmp_path: Path) -> None:
@@ -236,16 +314,16 @@ def test_one_neighbour_that_answers_ten_times_is_one(home: Home) -> None:
 
 
 def test_a_liar_can_delay_and_no_more(home: Home) -> None:
-    home.bring("answer", home.answer("feeder-1", height=2**64 - 1, block_hash=bytes(32)))
-    home.bring("answer", home.answer("regulator"))
-    assert home.neighbours.waits.startswith("1 of 2")
-    home.bring("answer", home.answer(OTHER_HOUSE))
-    waits = home.neighbours.waits
-    for now_ms in (1, 3_600_000):  # it looks now and then, as the daemon does
-        home.neighbours.read(now_ms)
-        home.neighbours.turn(now_ms)
-        waits = home.neighbours.waits
-    assert waits == "", "an hour is more than it waits for a block that never comes"
+    home.turn(due=True)
+    waits = "a neighbour says that it holds a later block of this meter: it is waited for"
+    for ms in (0, GRACE_MS // 2, GRACE_MS // 2 - 1, 1, ASK_MS):
+        home.turn(ms)
+        home.bring("answer", home.answer("feeder-1", height=2**64 - 1, block_hash=bytes(32)))
+        home.bring("answer", home.answer("regulator"))
+        assert home.neighbours.waits.startswith("1 of 2") == (home.now_ms < GRACE_MS)
+        home.bring("answer", home.answer(OTHER_HOUSE))
+        assert home.may_seal() == (home.now_ms >= GRACE_MS)
+        assert home.neighbours.waits == (waits if home.now_ms < GRACE_MS else "")
 
 
 def test_what_neighbours_hold_more_counts_only_with_its_blocks(home: Home) -> None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 NOON_S = MIDNIGHT_S + 43_200
 NIGHT_S = MIDNIGHT_S - 5 * INTERVAL_S
-WAITS = "1 of 2 neighbours have said what they hold of this meter"
 DAY_MS = 86_400_000
 
 
@@ -38,7 +37,7 @@ class Waiting(Bookkeeper):
     """A bookkeeper of a meter whose neighbours have not answered."""
 
     def start(self, boot_ms: int, wall_ms: int, details: Any = ()) -> None:  # noqa: ANN401
-        self.waiting = WAITS
+        self.waiting = True
         super().start(boot_ms, wall_ms, details)
 
 
@@ -50,7 +49,8 @@ def starting_to_wait() -> Iterator[None]:
 
 
 class Step(NamedTuple):
-    """What happens: `rows`, `pass`, `clock`, `status`, `tick`, `kill`, `stop` or `release`.
+    """What happens: `rows`, `pass`, `clock`, `status`, `tick`, `kill`, `stop` or `release`;
+    `hold` from here on, or `seal` what is due and hold what follows.
 
     Attributes:
         what: One of these.
@@ -91,12 +91,22 @@ class Life:
                 rig.wait(0, step_ms=step.value)
             case "status":
                 rig.status = step.value
-            case "tick":
+            case "tick" | "seal" if not rig.book.waiting:
                 rig.book.tick(rig.boot_ms, rig.stamp)
             case "release" if rig.book.waiting:
                 rig.commit()
                 rig.book.release()
                 before = rig.book.chain.head.height
+            case "hold" if self.waits:
+                rig.book.waiting = True
+            case "seal":
+                rig.commit()
+                rig.book.stamp(rig.stamp)
+                due = rig.book.due
+                rig.book.release()
+                rig.book.tick(rig.boot_ms, rig.stamp)
+                assert due or rig.book.chain.head.height == before, "it was due"
+                before, rig.book.waiting = rig.book.chain.head.height, True
             case "kill" | "stop":
                 rig.commit()
                 if step.what == "stop":
@@ -138,7 +148,7 @@ def assert_alike(script: list[Step], state: Path, first: Step = NOON) -> tuple[R
 
 
 ROWS, MORE = Step("rows", 27), Step("rows", 19, 4900)
-RELEASE = Step("release")
+RELEASE, HOLD, SEAL = Step("release"), Step("hold"), Step("seal")
 
 
 @pytest.mark.parametrize(
@@ -229,6 +239,24 @@ RELEASE = Step("release")
             NOON,
             id="after the clock was lost and found",
         ),
+        pytest.param(
+            [ROWS, SEAL, MORE, SEAL, SEAL, ROWS, SEAL, RELEASE, MORE], NOON, id="bit by bit"
+        ),
+        pytest.param(
+            [ROWS, SEAL, Step("pass", 61_000), SEAL, MORE, SEAL, RELEASE, MORE],
+            NOON,
+            id="bit by bit, where the board falls silent",
+        ),
+        pytest.param(
+            [ROWS, SEAL, MORE, Step("kill", 9), MORE, SEAL, ROWS, RELEASE],
+            NOON,
+            id="bit by bit, where power fails",
+        ),
+        pytest.param(
+            [RELEASE, ROWS, HOLD, MORE, SEAL, ROWS, RELEASE, MORE, HOLD, ROWS, RELEASE],
+            NOON,
+            id="after it was held again and again",
+        ),
     ],
 )
 def test_what_is_released_is_what_would_have_been_sealed(
@@ -260,7 +288,7 @@ _STEPS = st.one_of(
         st.just(POLLING_MS),
         st.sampled_from(("S", "S", "R")),
     ),
-    st.just(RELEASE),
+    st.sampled_from((RELEASE, HOLD, SEAL, SEAL)),
 )
 
 
@@ -409,7 +437,7 @@ def test_sealing_stops_in_the_midst_of_a_run_and_goes_on(
         one.rows(before)
         one.commit()
     height = rig.book.chain.head.height
-    rig.book.waiting = WAITS
+    rig.book.waiting = True
     for one in (plain, rig):
         one.rows(held)
         one.commit()

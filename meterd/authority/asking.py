@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import (
     Asked,
     Certify,
@@ -35,8 +34,7 @@ from meterd.authority.messages import (
 )
 from meterd.authority.snapshot import NOTHING
 from meterd.authority.witness import place_of
-from meterd.errors import BlockRejectedError
-from meterd.ledger.encoding import digest, take_apart
+from meterd.ledger.encoding import take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.node import Node
@@ -71,6 +69,7 @@ class Asking:
         self._orders_claimed: dict[str, int] = {}
         self._order_asked: tuple[str, int] | None = None
         self._digest_at = 0
+        self._meter_height: int | None = None
 
     def take_head(self, sender: str, body: HeadHeld, message: bytes) -> None:
         """Hand the answer to our meter, and fetch what it tells of."""
@@ -120,30 +119,6 @@ class Asking:
                         last_one.batch_hash,
                     ),
                 )
-            case AskHead():
-                self._node.say(topic, self._head_held(question, order))
-
-    def _head_held(self, question: AskHead, order: tuple[int, bytes]) -> HeadHeld:
-        """Answer a meter by the highest of its blocks that is here, even if it only waits here.
-
-        One that waits for those before it may be attested as soon as they come: a meter that was
-        not told of it would seal another in its place meanwhile.
-        """
-        enrolled = self._node.roster.newest(question.meter)
-        held = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
-        place = self._foremost(held) if held is not None else (0, 0, bytes(32))
-        return HeadHeld(self._node.epoch, order, question.meter, question.nonce, *place)
-
-    def _foremost(self, held: Held) -> tuple[int, int, bytes]:
-        for _, message in sorted(held.waiting.items(), reverse=True):
-            try:
-                block, payload = open_enrolled(message, self._node.roster)
-            except BlockRejectedError:  # anybody may have sent it
-                continue
-            return block.incarnation, block.height, digest(payload)
-        if not held.height:
-            return 0, 0, bytes(32)
-        return held.chain_id[1], held.height, held.head_hash
 
     def ask_head(self, asked: Asked) -> None:
         """Our meter has started: ask for its head, and tell it what it may have missed."""
@@ -155,11 +130,23 @@ class Asking:
         own = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
         if own is not None and own.certified:
             self._node.out.append(Certify(own.chain_id, own.certified))
-        if own is not None and own.height > asked.height:
-            self._node.out.append(Load(own.chain_id, asked.height + 1, own.height, ("own",)))
+        self._meter_height = asked.height
+        self.give_back()
         for name, _ in self._node.committee.voters:
             if name != self._node.name:
                 self.ask(name, AskHead(asked.meter, asked.nonce))
+
+    def give_back(self) -> None:
+        """Give our meter the blocks of its own that are held here and that it lacks."""
+        enrolled = self._node.roster.newest(self._node.meter)
+        own = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
+        if own is not None and self._meter_height is not None and own.height > self._meter_height:
+            first, self._meter_height = self._meter_height + 1, own.height
+            self._node.out.append(Load(own.chain_id, first, own.height, ("own",)))
+
+    def seen_sealed(self, height: int) -> None:
+        """Our meter holds its chain up to `height`: it has sealed it."""
+        self._meter_height = max(height, self._meter_height or 0)
 
     def take_digest(self, sender: str, body: Digest) -> None:
         """Ask for what a peer says that it holds and is not held here."""

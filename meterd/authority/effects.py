@@ -164,6 +164,14 @@ class PutEpoch(NamedTuple):
     epoch: int
 
 
+class PutPromise(NamedTuple):
+    """This node attests nothing of a meter above a place, for a while from now on."""
+
+    meter: str
+    incarnation: int
+    height: int
+
+
 Record: TypeAlias = (
     PutBlocks
     | DropBlocks
@@ -176,6 +184,7 @@ Record: TypeAlias = (
     | PutCounters
     | PutStart
     | PutEpoch
+    | PutPromise
 )
 
 

@@ -45,6 +45,7 @@ from meterd.authority.effects import (
 from meterd.authority.judging import Judging
 from meterd.authority.messages import (
     BLOCKS_CONTEXT,
+    AskHead,
     Digest,
     Fetch,
     HeadHeld,
@@ -203,8 +204,9 @@ class Gossip(Node):
     @property
     def busy(self) -> bool:
         """Whether the next tick has something to do besides a batch or a digest."""
-        waits = self.judging.waiting or self.judging.runs.unsealed or self.asking.behind
-        return bool(waits or (self.votes and not self.booted))
+        judging, promised = self.judging, self.voting.promises.any
+        waits = judging.waiting or judging.runs.unsealed or self.asking.behind
+        return bool(waits or promised or (self.votes and not self.booted))
 
     @property
     def batch_ms(self) -> int | None:
@@ -287,6 +289,8 @@ class Gossip(Node):
             if not isinstance(error, OrderUnknownError):
                 self.tell(2, "own_refused", reason=str(error))
             return
+        if place[0] == self.meter:
+            self.asking.seen_sealed(place[2])
         held = self.chains.get(place[:2])
         if held is not None and place[2] <= held.certified:
             self.out.append(Certify(held.chain_id, held.certified))  # our meter does not know it
@@ -308,7 +312,10 @@ class Gossip(Node):
             case Fetch():
                 if said.body.to == self.name:
                     for question in said.body.questions:
-                        self.asking.answer(said.sender, question)
+                        if isinstance(question, AskHead):
+                            self.voting.answer_head(said.sender, question)
+                        else:
+                            self.asking.answer(said.sender, question)
             case OwnBatch():
                 self.voting.take_own_batch(said.sender, said.body)
             case HeadHeld():
@@ -381,6 +388,7 @@ class Gossip(Node):
     def _tick(self) -> None:
         now_ms = self.now.mono_ms
         self.voting.boot()
+        self.voting.keep_promises()
         if self.voting.batch_ms is not None and now_ms >= self.voting.batch_ms:
             self.voting.attest()
         self.judging.judge_waiting()
@@ -391,6 +399,7 @@ class Gossip(Node):
             self._digest_ms = now_ms + period_ms // 2 + self.jitter(period_ms)
             self.asking.send_digest()
         self.asking.ask_all()
+        self.asking.give_back()
         if self._counters_dirty and now_ms - self._counters_ms >= COUNTERS_MS:
             self._keep_counters()
 

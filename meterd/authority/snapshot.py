@@ -71,6 +71,7 @@ class Snapshot(NamedTuple):
         evidence: All evidence.
         counters: Last counter by sender.
         epoch: The epoch begun last.
+        promises: (meter, incarnation, height), the last of each meter.
     """
 
     starts: int = 1
@@ -84,6 +85,7 @@ class Snapshot(NamedTuple):
     evidence: tuple[bytes, ...] = ()
     counters: tuple[tuple[str, int], ...] = ()
     epoch: int = 1
+    promises: tuple[tuple[str, int, int], ...] = ()
 
 
 NEW = Snapshot()

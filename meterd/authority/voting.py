@@ -33,7 +33,8 @@ from meterd.authority.effects import (
     PutEpoch,
     Send,
 )
-from meterd.authority.messages import AskBlocks, AskOwnBatch, OwnBatch
+from meterd.authority.messages import AskBlocks, AskHead, AskOwnBatch, OwnBatch
+from meterd.authority.promises import Promises
 from meterd.authority.roster import OrderUnknownError, boot_answers
 from meterd.authority.snapshot import NOTHING, Sequence, Snapshot
 from meterd.authority.witness import Vote
@@ -58,11 +59,13 @@ class Voting:
         batch_ms: When the next batch is to be signed, by the clock of `Now`; None if nothing is
             new.
         order_came: Whether orders have come into force, so that what waited for them is judged.
+        promises: What it has promised meters that have started.
     """
 
     def __init__(self, node: Node, asking: Asking, snapshot: Snapshot) -> None:
         """Go on from what the store holds."""
         self._node, self._asking = node, asking
+        self.promises = Promises(node, snapshot.promises)
         self._closed = set(snapshot.closed)
         self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
         self._strays: dict[bytes, dict[int, Batch]] = {}
@@ -289,7 +292,7 @@ class Voting:
 
     def _turn(self) -> None:
         while True:
-            if self._node.booted:
+            if self._node.booted and not self.promises.any:
                 for committee in self._unclosed():
                     self._close(committee.epoch)
             if self._node.roster.committee.epoch <= self._node.epoch:
@@ -389,10 +392,10 @@ class Voting:
     def _leaf(self, held: Held) -> Leaf | None:
         """Return what there is to attest on a chain, or None."""
         name, incarnation = held.chain_id
-        height = held.height
+        height = self.promises.allowed(held)
         while height and held.epoch_at(height) > self._node.epoch:
             height -= 1
-        if held.frozen or not height or not held.sealed:
+        if held.frozen or not height or not held.sealed or height not in held.hashes:
             return None
         if self._node.kid in held.ahead or self._node.kid in held.foreign:
             return None  # we have attested what we do not hold: it has to be fetched first
@@ -431,6 +434,34 @@ class Voting:
         batch, message = make_batch(header, leaves, self._node.key, self._node.roster.genesis)
         self._keep_batch(batch, message)
         self._node.out.append(Send("attest", message))
+
+    def answer_head(self, sender: str, question: AskHead) -> None:
+        """Answer a meter's own device what is held of it, if this node can promise by it.
+
+        Who does not know its own votes, or those of the epoch before, has nothing to promise.
+        """
+        node = self._node
+        if sender != question.meter or not node.booted or not node.votes or self._unclosed():
+            return
+        if node.epoch != node.roster.committee.epoch:
+            return
+        enrolled = node.roster.newest(question.meter)
+        held = node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
+        if held is not None and not self._locks_adopted(held):
+            return
+        self.promises.answer(question, held, self._own_vote(held) if held is not None else None)
+        if held is not None:
+            self.mark(held.chain_id)  # up to what this promise names
+
+    def keep_promises(self) -> None:
+        """Attest what was held back, where the promise has lapsed."""
+        over = self.promises.lapse()
+        for meter in over:
+            enrolled = self._node.roster.newest(meter)
+            if enrolled and (enrolled.name, enrolled.incarnation) in self._node.chains:
+                self.mark((enrolled.name, enrolled.incarnation))
+        if over and not self.promises.any:
+            self._turn_epoch()
 
     def _duty(self) -> Committee | None:
         """Return the committee by which this node has to know its votes; None if it never voted."""

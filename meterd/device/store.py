@@ -32,6 +32,7 @@ from meterd.authority.effects import (
     PutCounters,
     PutEpoch,
     PutEvidence,
+    PutPromise,
     PutSeal,
     PutSealed,
     PutStart,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from meterd.authority.effects import Accuse, Certify, Load, Record
     from meterd.authority.roster import ChainId, Roster
 
-SCHEMA = 2
+SCHEMA = 3
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
 BATCHES_AT_ONCE = 64
 BUSY_S = 5.0  # `meterctl` may be reading
@@ -91,6 +92,8 @@ CREATE TABLE vote (
 CREATE TABLE evidence (id BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE certificate (height INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE counter (name TEXT PRIMARY KEY, counter INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE promise (
+    meter TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, height INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -268,6 +271,8 @@ class Store:
                 run("UPDATE meta SET value = ? WHERE key = 'starts'", (record.number,))
             case PutEpoch():
                 run("UPDATE meta SET value = ? WHERE key = 'epoch'", (record.epoch,))
+            case PutPromise():
+                run("INSERT OR REPLACE INTO promise VALUES (?, ?, ?)", record)
 
     def _put_batch(self, batch: Batch, message: bytes, *, beside: bool) -> None:
         run, many = self._db.execute, self._db.executemany
@@ -414,6 +419,7 @@ class Store:
             evidence=tuple(data for (data,) in run("SELECT data FROM evidence")),
             counters=tuple(run("SELECT name, counter FROM counter").fetchall()),
             epoch=meta["epoch"],
+            promises=tuple(run("SELECT meter, incarnation, height FROM promise").fetchall()),
         )
 
     def _sequence(self, kid: bytes) -> Sequence:

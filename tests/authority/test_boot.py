@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterd.authority.boot import HeadSearch
-from meterd.authority.effects import Received, Tick
-from meterd.authority.judging import WAITING_MS
-from meterd.authority.messages import AskHead, Fetch, HeadHeld, Said, open_said, say
+from meterd.authority.boot import FRESH_MS, PROMISE_MS, QUESTIONS_KEPT, HeadSearch
+from meterd.authority.messages import HeadHeld, Said, say
 from meterd.authority.roster import found
 from meterd.errors import BlockRejectedError, EncodingError
-from meterd.ledger.encoding import seal
 from tests.authority.examples import (
     ELSEWHERE,
     ENROL,
@@ -22,13 +19,10 @@ from tests.authority.examples import (
     OTHER_HOUSE,
     ROSTER,
     VOTERS,
-    chain,
     key,
     ordered,
-    sealed,
 )
 from tests.authority.said import NONCE, message_of
-from tests.net import FEEDER, REGULATOR, Member, Net
 
 if TYPE_CHECKING:
     from meterd.authority.roster import Roster
@@ -37,8 +31,14 @@ HELD = HeadHeld(1, (0, GENESIS.hash), HOUSE, NONCE, 1, 7, bytes(32))
 OTHERS = tuple(name for name in VOTERS if name != HOUSE)
 
 
+NOW_MS = 50_000
+
+
 def search() -> HeadSearch:
-    return HeadSearch(HOUSE, HOUSE, NONCE)
+    """Return a search whose question was asked at `NOW_MS`."""
+    result = HeadSearch(HOUSE, HOUSE)
+    result.ask(NONCE, NOW_MS)
+    return result
 
 
 def answer(
@@ -65,9 +65,9 @@ def test_a_meter_goes_on_once_enough_others_told_it_its_head() -> None:
     begun = search()
     assert begun.needed(ROSTER) == 2
     for number, name in enumerate(OTHERS):
-        assert begun.satisfied(ROSTER, 1, 7) == (number >= 2)
+        assert begun.may_seal(ROSTER, 1, 7, NOW_MS) == (number >= 2)
         begun.take(answer(name), ROSTER)
-    assert begun.counting(ROSTER, 1, 7) == 3
+    assert begun.counting(ROSTER, 1, 7, NOW_MS) == 3
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_a_meter_goes_on_once_enough_others_told_it_its_head() -> None:
 def test_so_many_must_answer(voters: tuple[str, ...], meter: str, needed: int) -> None:
     nodes = tuple(replace(n, votes=int(n.name in voters)) for n in NODES)
     roster = found(replace(GENESIS, nodes=nodes))
-    assert HeadSearch(meter, meter, NONCE).needed(roster) == needed
-    assert HeadSearch(meter, meter, NONCE).satisfied(roster, 1, 0) == (needed == 0)
+    assert HeadSearch(meter, meter).needed(roster) == needed
+    assert HeadSearch(meter, meter).may_seal(roster, 1, 0, NOW_MS) == (needed == 0)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,8 @@ def test_an_answer_is_refused_that(message: bytes, reason: str) -> None:
     begun = search()
     with pytest.raises(BlockRejectedError, match=reason):
         begun.take(message, ROSTER)
-    assert (begun.answers, begun.orders_wanted) == ({}, 0)
+    assert begun.counting(ROSTER, 9, 99, NOW_MS) == 0
+    assert not begun.higher(0, 0, NOW_MS)
 
 
 def test_what_is_misspelt_is_no_answer() -> None:
@@ -124,6 +125,7 @@ def test_what_is_misspelt_is_no_answer() -> None:
         pytest.param({"incarnation": 0, "height": 0}, 1, 0, True, id="knows of none"),
         pytest.param({"order": (1, bytes(32))}, 1, 7, False, id="knows an order more"),
         pytest.param({"epoch": 2}, 1, 7, False, id="is of an epoch to come"),
+        pytest.param({"epoch": 0}, 1, 7, False, id="is of an epoch that is over"),
         pytest.param({"height": 2**64 - 1}, 1, 7, False, id="lies about the height"),
     ],
 )
@@ -131,20 +133,19 @@ def test_an_answer_counts_once_the_meter_holds_as_much(
     changes: dict[str, Any], incarnation: int, height: int, counts: bool
 ) -> None:
     begun = asked(answer(**changes))
-    assert begun.counting(ROSTER, incarnation, height) == counts
-    assert begun.orders_wanted == changes.get("order", (0,))[0]
+    assert begun.counting(ROSTER, incarnation, height, NOW_MS) == counts
 
 
 def test_an_answer_counts_once_its_order_is_known_here() -> None:
     begun = asked(answer(order=(1, bytes(32))))
-    assert begun.counting(ordered(ENROL).roster, 1, 7) == 1
+    assert begun.counting(ordered(ENROL).roster, 1, 7, NOW_MS) == 1
 
 
 def test_a_voter_counts_once_and_its_last_answer() -> None:
     begun = asked(answer(height=9), answer(height=7), answer(height=7))
-    assert begun.counting(ROSTER, 1, 7) == 1
+    assert begun.counting(ROSTER, 1, 7, NOW_MS) == 1
     begun.take(answer(height=9), ROSTER)
-    assert begun.counting(ROSTER, 1, 7) == 0
+    assert begun.counting(ROSTER, 1, 7, NOW_MS) == 0
 
 
 def test_who_does_not_vote_any_more_does_not_count_any_more() -> None:
@@ -154,8 +155,11 @@ def test_who_does_not_vote_any_more_does_not_count_any_more() -> None:
     )
     roster = ordered(NEXT_EPOCH._replace(nodes=fewer)).roster
     begun = asked(answer("regulator"), answer(OTHER_HOUSE))
-    assert begun.counting(ROSTER, 1, 7) == 2
-    assert begun.counting(roster, 1, 7) == 1
+    assert begun.counting(ROSTER, 1, 7, NOW_MS) == 2
+    assert begun.counting(roster, 1, 7, NOW_MS) == 0, "they were of the epoch before"
+    again = search()
+    again.take(answer(OTHER_HOUSE, epoch=2, key_name=f"{OTHER_HOUSE} votes, 2"), roster)
+    assert again.counting(roster, 1, 7, NOW_MS) == 1
     with pytest.raises(BlockRejectedError, match="sealed by key"):
         begun.take(answer("feeder-1"), roster)  # under a key that went with the epoch before
 
@@ -167,52 +171,55 @@ def test_a_liar_can_delay_and_not_mislead() -> None:
         answer("feeder-1"),
         answer(OTHER_HOUSE),
     )
-    assert begun.satisfied(ROSTER, 1, 7)
-    assert not begun.satisfied(ROSTER, 1, 6)
+    assert begun.may_seal(ROSTER, 1, 7, NOW_MS)
+    assert not begun.may_seal(ROSTER, 1, 6, NOW_MS)
 
 
-# --- what a node answers --------------------------------------------------------------------------
+def test_answers_count_only_so_long_after_the_question() -> None:
+    begun = asked(answer("regulator"), answer("feeder-1"), answer(OTHER_HOUSE, height=9))
+    for now_ms, fresh in (
+        (NOW_MS, True),
+        (NOW_MS + FRESH_MS - 1, True),
+        (NOW_MS + FRESH_MS, False),
+    ):
+        assert begun.may_seal(ROSTER, 1, 7, now_ms) == fresh
+        assert begun.higher(1, 7, now_ms) == fresh
 
 
-def head_told(member: Member) -> tuple[int, int]:
-    """Return incarnation and height that a node answers to the meter of `HOUSE`."""
-    before = len(member.sent)
-    fetch = Fetch(member.name, (AskHead(HOUSE, NONCE),))
-    said = Said(HOUSE, (1 << 62) + before, fetch)
-    member.feed(Received(HOUSE, say(said, key(f"{HOUSE} votes"), GENESIS.hash)))
-    (answer,) = (message for topic, message in member.sent[before:] if topic == f"answer/{HOUSE}")
-    body = open_said(answer, ROSTER.peer_key, GENESIS.hash).body
-    assert isinstance(body, HeadHeld)
-    return body.incarnation, body.height
+def test_a_promise_outlasts_the_answer_that_it_was_given_by() -> None:
+    assert FRESH_MS < PROMISE_MS
 
 
-def test_a_block_that_waits_for_those_before_it_is_told_too() -> None:
-    net = Net()
-    net.broker = lambda _: []
-    regulator = net.nodes[REGULATOR]
-    one, two, three = (sealed(each) for each in chain(3))
-    assert head_told(regulator) == (0, 0)
-    regulator.feed(Received(FEEDER, three))
-    regulator.feed(Received(FEEDER, two))
-    regulator.feed(Received(FEEDER, seal(chain(9)[8].encode(), key("stranger"), GENESIS.hash)))
-    assert regulator.gossip.chains[HOUSE, 1].height == 0
-    assert head_told(regulator) == (1, 3)
-    regulator.feed(Received(FEEDER, one))
-    assert regulator.gossip.chains[HOUSE, 1].height == 3
-    assert head_told(regulator) == (1, 3)
+def test_an_answer_is_as_fresh_as_its_own_question_and_not_as_the_last_one() -> None:
+    begun, other = search(), bytes([9] * 16)
+    begun.ask(other, NOW_MS + FRESH_MS)
+    begun.take(answer("regulator"), ROSTER)
+    begun.take(answer("feeder-1"), ROSTER)
+    assert not begun.may_seal(ROSTER, 1, 7, NOW_MS + FRESH_MS)
+    begun.take(answer("regulator", nonce=other), ROSTER)
+    begun.take(answer("regulator"), ROSTER)  # a broker may deliver twice, and late
+    begun.take(answer("feeder-1", nonce=other), ROSTER)
+    assert begun.may_seal(ROSTER, 1, 7, NOW_MS + FRESH_MS)
 
 
-def test_a_block_that_waits_in_vain_is_forgotten() -> None:
-    net = Net()
-    net.broker = lambda _: []
-    regulator = net.nodes[REGULATOR]
-    net.settle(6)
-    regulator.feed(Received(FEEDER, sealed(chain(3)[2])))
-    net.mono_ms += WAITING_MS
-    regulator.feed(Tick())
-    assert head_told(regulator) == (1, 3)
-    assert regulator.gossip.judging.waiting
-    net.mono_ms += 1
-    regulator.feed(Tick())
-    assert head_told(regulator) == (0, 0)
-    assert not regulator.gossip.judging.waiting
+def test_only_the_last_questions_of_a_start_are_known() -> None:
+    begun = search()
+    for at in range(QUESTIONS_KEPT):
+        begun.take(answer(), ROSTER)
+        begun.ask(bytes([at] * 16), NOW_MS)
+    with pytest.raises(BlockRejectedError, match="not an answer to a question of this start"):
+        begun.take(answer(), ROSTER)
+
+
+def test_what_follows_the_first_block_waits_until_that_is_certified() -> None:
+    begun = asked(answer("regulator"), answer("feeder-1"))
+    begun.certified(7)  # of the time before: it says nothing of this start
+    begun.sealed(8)
+    begun.sealed(9)
+    for height in (0, 7):
+        begun.certified(height)
+        assert not begun.may_seal(ROSTER, 1, 9, NOW_MS)
+        assert not begun.free
+    begun.certified(8)
+    assert begun.free
+    assert begun.may_seal(ROSTER, 1, 9, NOW_MS + 86_400_000)

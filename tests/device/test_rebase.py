@@ -41,7 +41,6 @@ NOON_S = MIDNIGHT_S + 43_200
 BACK_S = NOON_S + 30 * INTERVAL_S + 7  # when the old card starts
 OPEN_ROWS = 5
 OLD_HEIGHT, HEIGHT = 4, 9
-WAITS = "0 of 2 neighbours have said what they hold of this meter"
 STRANGER = SigningKey(bytes(range(1, 33)))
 
 
@@ -49,7 +48,7 @@ class Waiting(Bookkeeper):
     """A bookkeeper of a meter whose neighbours have not answered."""
 
     def start(self, boot_ms: int, wall_ms: int, details: Any = ()) -> None:  # noqa: ANN401
-        self.waiting = WAITS
+        self.waiting = True
         super().start(boot_ms, wall_ms, details)
 
 

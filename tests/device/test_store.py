@@ -488,11 +488,14 @@ def test_blocks_that_were_dropped_are_replaced(store: Store) -> None:
 # --- what a node goes on from ---------------------------------------------------------------------
 
 STREETS = {
-    "calm": Plan(seed=1, seconds=8, drop=0.0, crashes=0, partitions=0, broker_deaths=0, jumps=0),
-    "lossy": Plan(seed=2, seconds=8, drop=0.3, crashes=3, late=0.05),
-    "forking": Plan(seed=3, seconds=8, meters=3, forkers=(1,), forking=0.5, crashes=1),
-    "lying": Plan(seed=4, seconds=8, liars=(3,), forkers=(1,), turns=2, crashes=1),
+    "calm": Plan(
+        brief=True, seed=1, seconds=8, drop=0.0, crashes=0, partitions=0, broker_deaths=0, jumps=0
+    ),
+    "lossy": Plan(brief=True, seed=2, seconds=14, drop=0.3, crashes=3, late=0.05),
+    "forking": Plan(brief=True, seed=3, seconds=8, meters=3, forkers=(1,), forking=0.5, crashes=1),
+    "lying": Plan(brief=True, seed=4, seconds=8, liars=(3,), forkers=(1,), turns=2, crashes=1),
     "changing": Plan(
+        brief=True,
         seed=5,
         seconds=9,
         voters=5,
