@@ -114,7 +114,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory, given: Mosquitto) -> dict[st
                 ("--for", "18", "--json", "--broker", "mosquitto", "--faults", FAULTS),
             ),
             "for people": pool.submit(
-                play, folder / "3", ("--for", "8", "--keep", str(folder / "kept"))
+                play, folder / "3", ("--for", "14", "--keep", str(folder / "kept"))
             ),
             "by Ctrl-C twice": pool.submit(play, folder / "4", (), [(signal.SIGINT, True)] * 2),
             "by SIGTERM": pool.submit(

@@ -279,11 +279,11 @@ def _follow(
 
 def energy_uj(block: Block) -> int:
     """Return the energy that the main connection has carried in a block, both ways, in uJ."""
-    return sum(
-        energy.last_uj - energy.first_uj
-        for energy in block.energy
-        if energy.obis[2] in (1, 2) and energy.obis[1] == 0
-    )
+    carried_uj = 0
+    for obis, _, first_uj, last_uj in block.energy:
+        if obis[1] == 0 and obis[2] in (1, 2):
+            carried_uj += last_uj - first_uj
+    return carried_uj
 
 
 def limit_uj(block: Block, enrolled: Enrolled) -> int:

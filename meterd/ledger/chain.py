@@ -156,35 +156,19 @@ def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
         BlockRejectedError: The block does not follow the head; the message says which rule.
     """
     head = chain.head
-    here = f"block {block.height}"
-    expected: tuple[object, ...] = (
-        head.height + 1,
-        chain.meter,
-        chain.genesis,
-        chain.incarnation,
-    )
-    got: tuple[object, ...] = (
-        block.height,
-        block.meter,
-        block.genesis,
-        block.incarnation,
-    )
-    if got != expected:
-        names = ("height", "meter", "genesis", "incarnation")
-        what, one, other = next(
-            (what, one, other)
-            for what, one, other in zip(names, expected, got, strict=True)
-            if one != other
-        )
-        raise BlockRejectedError(f"expected {what} {_said(one)}, got {_said(other)}")
+    place = (block.height, block.meter, block.genesis, block.incarnation)
+    if place != (head.height + 1, chain.meter, chain.genesis, chain.incarnation):
+        raise BlockRejectedError(_displaced(place, chain))
     if block.previous != head.block_hash:
-        raise BlockRejectedError(f"{here} does not link to the block before it")
+        raise BlockRejectedError(f"block {block.height} does not link to the block before it")
     if block.order[0] < head.order[0] or (
         block.order[0] == head.order[0] and block.order[1] != head.order[1]
     ):
-        raise BlockRejectedError(f"{here} goes back behind order {head.order[0]}")
+        raise BlockRejectedError(f"block {block.height} goes back behind order {head.order[0]}")
     if block.events < head.events:
-        raise BlockRejectedError(f"{here} counts {block.events} events, expected {head.events}")
+        raise BlockRejectedError(
+            f"block {block.height} counts {block.events} events, expected {head.events}"
+        )
     _verify_time(block, chain)
     _verify_energy(block, head)
     return Head(
@@ -195,6 +179,17 @@ def verify_block(block: Block, payload: bytes, chain: Chain) -> Head:
         parameters=block.parameters,
         order=block.order,
         events=block.events,
+    )
+
+
+def _displaced(got: tuple[object, ...], chain: Chain) -> str:
+    """Say what of a block's place is not what follows in `chain`."""
+    expected = (chain.head.height + 1, chain.meter, chain.genesis, chain.incarnation)
+    names = ("height", "meter", "genesis", "incarnation")
+    return next(
+        f"expected {what} {_said(one)}, got {_said(other)}"
+        for what, one, other in zip(names, expected, got, strict=True)
+        if one != other
     )
 
 
@@ -221,33 +216,41 @@ def _said(value: object) -> str:
 
 
 def _verify_time(block: Block, chain: Chain) -> None:
-    here = f"block {block.height}"
     interval_s = chain.interval_s
     if chain.changes:
         interval_s = chain.interval_at(block.order[0], block.start_s)
     if block.end_s <= block.start_s:
-        raise BlockRejectedError(f"{here} ends at {block.end_s}, not after {block.start_s}")
+        raise BlockRejectedError(
+            f"block {block.height} ends at {block.end_s}, not after {block.start_s}"
+        )
     before_s = chain.head.end_s
     if before_s is None:
         if block.start_s % interval_s:
-            raise BlockRejectedError(f"{here} is the first and begins inside an interval")
+            raise BlockRejectedError(
+                f"block {block.height} is the first and begins inside an interval"
+            )
     elif block.start_s != before_s:
-        raise BlockRejectedError(f"{here} begins at {block.start_s}, expected {before_s}")
+        raise BlockRejectedError(
+            f"block {block.height} begins at {block.start_s}, expected {before_s}"
+        )
     if not 0 <= block.flags <= FLAGS_MAX:
-        raise BlockRejectedError(f"{here} has unknown flags {block.flags}")
+        raise BlockRejectedError(f"block {block.height} has unknown flags {block.flags}")
     boundary_s = (block.start_s // interval_s + 1) * interval_s
     aligned = block.end_s % interval_s == 0
     if not aligned and not block.flags & PARTIAL:
-        raise BlockRejectedError(f"{here} ends inside an interval and is not flagged partial")
+        raise BlockRejectedError(
+            f"block {block.height} ends inside an interval and is not flagged partial"
+        )
     if block.end_s > boundary_s and not (aligned and block.flags & GAP):
-        raise BlockRejectedError(f"{here} spans intervals and is no gap block")
+        raise BlockRejectedError(f"block {block.height} spans intervals and is no gap block")
     if block.records == 0 and block.clock.measured_ms == 0 and not block.flags & GAP:
-        raise BlockRejectedError(f"{here} measured nothing and is not flagged gap")
+        raise BlockRejectedError(f"block {block.height} measured nothing and is not flagged gap")
     length_ms = (block.end_s - block.start_s) * 1000
     told = block.flags & STEPPED or block.clock.status == "R"
     if block.clock.measured_ms > length_ms + MEASURED_SLACK_MS and not told:
         raise BlockRejectedError(
-            f"{here} measured {block.clock.measured_ms} ms in an interval of {length_ms} ms"
+            f"block {block.height} measured {block.clock.measured_ms} ms in an interval of "
+            f"{length_ms} ms"
         )
 
 

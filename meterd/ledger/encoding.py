@@ -17,7 +17,9 @@ meterd.errors.EncodingError: not the shortest spelling of its value
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
+from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import cbor2
@@ -44,6 +46,7 @@ _PROTECTED_BYTES = len(_PROTECTED) + KEY_ID_BYTES
 _PROTECTED_HEAD = bytes([0x40 | _PROTECTED_BYTES])
 _MESSAGE_HEAD = b"\xd2\x84" + _PROTECTED_HEAD + _PROTECTED  # tag 18, array of four
 _SIGNATURE_HEAD = b"\x58\x40"
+_HEAD_BYTES = {b"\x58": 2, b"\x59": 3}  # of a longer byte string
 _SIGNED_HEAD = b"\x84\x6aSignature1" + _PROTECTED_HEAD  # RFC 9052 section 4.4
 
 
@@ -93,18 +96,16 @@ def decode(data: bytes, *, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:  # noqa: 
     return value
 
 
-def spelt(data: bytes) -> Any:  # noqa: ANN401 - the caller checks what it is
-    """Return the value of which `data` is the one spelling.
+def read(data: bytes) -> Any:  # noqa: ANN401 - the caller checks what it is
+    """Return a value that `data` spells, perhaps not in its one spelling, nor within the profile.
 
-    It may lie outside the profile: for a caller who knows each value's place, and checks its type
-    and range there, exactly.
+    For a caller who knows each value's place, checks its type and range there, exactly, and then
+    spells it himself to compare.
 
     Raises:
-        EncodingError: Not CBOR, trailing bytes, or another spelling of its value.
+        EncodingError: Not CBOR, or trailing bytes.
     """
-    value = _loads(data)
-    _compare(value, data)
-    return value
+    return _loads(data)
 
 
 def _compare(value: object, data: bytes) -> None:
@@ -114,6 +115,33 @@ def _compare(value: object, data: bytes) -> None:
         raise EncodingError("a value of no kind that is spelt here") from error
     if again != data:
         raise EncodingError("not the shortest spelling of its value")
+
+
+def _heads(major: int) -> tuple[bytes, ...]:
+    """Return the heads of a major type for arguments below 256 (RFC 8949 section 3)."""
+    return tuple(bytes([major | n]) if n < 24 else bytes([major | 24, n]) for n in range(256))  # noqa: PLR2004
+
+
+_UINTS, _TEXTS, ARRAYS = map(_heads, (0x00, 0x60, 0x80))
+_UINT_16, _UINT_32, _UINT_64 = (Struct(f">B{kind}").pack for kind in "HIQ")
+
+
+def spell_uint(number: int) -> bytes:
+    """Return the spelling of an integer from 0 to `UINT_MAX`, which the caller has checked."""
+    if number < 1 << 8:
+        return _UINTS[number]
+    if number < 1 << 16:
+        return _UINT_16(0x19, number)
+    if number < 1 << 32:
+        return _UINT_32(0x1A, number)
+    return _UINT_64(0x1B, number)
+
+
+@lru_cache(maxsize=256)
+def spell_text(text: str) -> bytes:
+    """Return the spelling of a text of less than 256 bytes, which the caller has checked."""
+    data = text.encode()
+    return _TEXTS[len(data)] + data
 
 
 def decode_first(data: bytes) -> tuple[Any, int]:
@@ -223,18 +251,17 @@ def take_apart(message: bytes) -> Sealed:
     body = at + KEY_ID_BYTES + 1
     if not message.startswith(_MESSAGE_HEAD) or message[body - 1 : body] != b"\xa0":
         raise EncodingError("not a COSE_Sign1 with alg -19 and kid alone protected")
-    kid = message[at : body - 1]
-    for head_bytes in (1, 2, 3):
-        length = len(message) - body - head_bytes - len(_SIGNATURE_HEAD) - SIGNATURE_BYTES
-        if length < 0 or length >= MESSAGE_BYTES_MAX:
-            continue
-        head = _string_head(length)
-        end = body + head_bytes + length
-        if len(head) == head_bytes and message[body : body + head_bytes] == head:
-            if message[end : end + 2] != _SIGNATURE_HEAD:
-                break
-            return Sealed(message[body + head_bytes : end], kid, message[end + 2 :])
-    raise EncodingError("payload and signature do not fill the COSE_Sign1 exactly")
+    begin = body + _HEAD_BYTES.get(message[body : body + 1], 1)
+    end = len(message) - SIGNATURE_BYTES - len(_SIGNATURE_HEAD)
+    length = end - begin
+    if (
+        not 0 <= length < MESSAGE_BYTES_MAX
+        or message[body:begin] != _string_head(length)
+        or message[end : end + len(_SIGNATURE_HEAD)] != _SIGNATURE_HEAD
+    ):
+        raise EncodingError("payload and signature do not fill the COSE_Sign1 exactly")
+    seal = message[end + len(_SIGNATURE_HEAD) :]
+    return Sealed(message[begin:end], message[at : body - 1], seal)
 
 
 def verify_seal(sealed: Sealed, key: VerifyKey, genesis: bytes) -> None:

@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+import cbor2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meterd.errors import EncodingError
-from meterd.ledger.block import BLOCK_BYTES_MAX, UJ_MAX, Block, Energy, decode_block
-from meterd.ledger.encoding import decode, digest, encode
+from meterd.ledger.block import (
+    BLOCK_BYTES_MAX,
+    METER_CHARS_MAX,
+    OBIS_BYTES,
+    REGISTERS_MAX,
+    UJ_MAX,
+    Block,
+    Clock,
+    Energy,
+    decode_block,
+)
+from meterd.ledger.encoding import UINT_MAX, decode, digest, encode
 from tests.ledger.examples import FIRST, IMPORT, SECOND, changed
 
 
@@ -12,6 +25,86 @@ from tests.ledger.examples import FIRST, IMPORT, SECOND, changed
 def test_a_block_is_read_as_it_was_written(block: Block) -> None:
     assert decode_block(block.encode()) == block
     assert block.hash == digest(block.encode())
+
+
+numbers = st.integers(0, 63).flatmap(lambda bits: st.integers(0, 2**bits)) | st.sampled_from(
+    [n for bits in (8, 16, 32) for n in (2**bits - 1, 2**bits)] + [23, 24, UINT_MAX]
+)
+hashes = st.binary(min_size=32, max_size=32)
+counted = st.integers(0, UJ_MAX)
+registers = st.builds(
+    Energy, st.binary(min_size=OBIS_BYTES, max_size=OBIS_BYTES), numbers, counted, counted
+)
+clocks = st.builds(
+    Clock,
+    st.sampled_from("SIR"),
+    numbers,
+    st.binary(min_size=16, max_size=16),
+    numbers,
+    numbers,
+)
+blocks = st.builds(
+    Block,
+    *(hashes, st.text("abc-é", max_size=METER_CHARS_MAX), numbers, numbers, hashes),
+    *(st.tuples(numbers, hashes), numbers, numbers, clocks, hashes, numbers, hashes),
+    *(numbers, hashes, st.lists(registers, min_size=1, max_size=30).map(tuple), numbers),
+)
+
+
+@given(blocks)
+def test_a_block_is_spelt_as_the_library_spells_it(block: Block) -> None:
+    data = block.encode()
+    assert cbor2.dumps(decode(data), canonical=True) == data
+    assert decode_block(data) == block
+
+
+def _heads(data: bytes) -> list[int]:
+    """Return where each item of the value that `data` spells begins."""
+    found, at = [], 0
+    while at < len(data):
+        found.append(at)
+        major, low = data[at] >> 5, data[at] & 31
+        width = (0, 1, 2, 4, 8)[max(0, low - 23)]
+        value = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else low
+        at += 1 + width + (value if major in (2, 3) else 0)
+    return found
+
+
+@pytest.mark.parametrize("at", range(len(_heads(FIRST.encode()))))
+def test_a_block_in_another_spelling_is_refused(at: int) -> None:
+    """Longer heads, tags that vanish, and a reference to what stands before: none is ours."""
+    data = FIRST.encode()
+    place = _heads(data)[at]
+    major, low = data[place] & 0xE0, data[place] & 31
+    width = (0, 1, 2, 4, 8)[max(0, low - 23)]
+    value = int.from_bytes(data[place + 1 : place + 1 + width], "big") if width else low
+    rest = data[place + 1 + width :]
+    others = [
+        data[:place] + bytes([major | low_]) + value.to_bytes(length, "big") + rest
+        for low_, length in ((24, 1), (25, 2), (26, 4), (27, 8))
+        if length > width
+    ]
+    others += [data[:place] + tag + data[place:] for tag in (b"\xd9\xd9\xf7", b"\xd8\x1c")]
+    if major == 0:
+        length = max(1, -(-value.bit_length() // 8))
+        bignum = b"\xc2" + bytes([0x40 | length]) + value.to_bytes(length, "big")
+        others.append(data[:place] + bignum + rest)
+    for other in others:
+        with pytest.raises(EncodingError):
+            decode_block(other)
+
+
+def test_a_block_that_refers_to_its_own_parts_is_refused() -> None:
+    """A shared value is shorter than what it stands for: a length alone would not tell."""
+    data = FIRST.encode()
+    hash_at = data.index(b"\x58\x20")
+    whole = data[hash_at : hash_at + 34]
+    assert data.count(whole) >= 2
+    shared = data.replace(whole, b"\xd8\x1c" + whole, 1)
+    again = shared.index(whole, shared.index(whole) + 1)
+    other = shared[:again] + b"\xd8\x1d\x00" + shared[again + len(whole) :]
+    with pytest.raises(EncodingError, match="not the shortest spelling"):
+        decode_block(other)
 
 
 def test_a_register_keeps_its_size_whatever_it_counts() -> None:
@@ -69,8 +162,12 @@ def test_a_block_of_one_item_more_or_less_is_refused() -> None:
 
 
 def test_a_block_that_is_too_long_is_refused() -> None:
-    many = tuple(Energy(bytes((1, n, 1, 8, 0, 255)), 0, 0, 0) for n in range(200))
-    spelt = FIRST._replace(energy=many).encode()
-    assert len(spelt) > BLOCK_BYTES_MAX
+    many = tuple(
+        Energy(bytes((1, n, 1, 8, 0, 255)), 0, 0, UJ_MAX) for n in range(REGISTERS_MAX + 1)
+    )
+    spelt = FIRST._replace(energy=many[1:], meter="m" * METER_CHARS_MAX).encode()
+    assert decode_block(spelt).energy == many[1:]
+    with pytest.raises(EncodingError, match="more than 120 registers"):
+        FIRST._replace(energy=many).encode()
     with pytest.raises(EncodingError, match="expected at most 4096 bytes"):
-        decode_block(spelt)
+        decode_block(spelt + bytes(BLOCK_BYTES_MAX + 1 - len(spelt)))
