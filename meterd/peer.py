@@ -39,6 +39,7 @@ from meterd.authority.effects import (
     Send,
     SendBatches,
     SendCertificate,
+    SendClosings,
     SendEvidence,
     Stopping,
     Tell,
@@ -129,7 +130,10 @@ def _rests_on_store(effect: Effect) -> bool:
         return effect.topic in {"attest", "evidence"}
     if isinstance(effect, Persist):
         return any(isinstance(record, PutPromise) for record in effect.records)
-    return isinstance(effect, (Load, SendBatches, SendEvidence, SendCertificate, Accuse, Certify))
+    return isinstance(
+        effect,
+        (Load, SendBatches, SendEvidence, SendCertificate, SendClosings, Accuse, Certify),
+    )
 
 
 class Peer:
@@ -170,7 +174,8 @@ class Peer:
         )
 
         def go_on(store: Store) -> Gossip:
-            store.begin_start(self._clock.stamp().wall_ms // 1000)
+            stamp = self._clock.stamp()
+            store.begin_start(stamp.wall_ms // 1000 if stamp.status == "S" else 0)
             return Gossip(
                 genesis,
                 name,
@@ -408,7 +413,7 @@ class Peer:
                     self._publish(effect.topic, effect.message, retain=effect.retain)
                 case Load():
                     self._events.append(Loaded(effect, self._store.load(effect)))
-                case SendBatches() | SendEvidence() | SendCertificate():
+                case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
                     for message in self._store.answers(effect, self.gossip.roster):
                         self._publish(f"answer/{effect.to}", message)
                 case Accuse():

@@ -21,6 +21,7 @@ from meterd.authority.effects import (
     Send,
     SendBatches,
     SendCertificate,
+    SendClosings,
     SendEvidence,
     Tell,
     Tick,
@@ -96,7 +97,7 @@ class Member:
                 self.publish(effect.topic, effect.message)
             case Load():
                 self.feed(Loaded(effect, self.store.load(effect)))
-            case SendBatches() | SendEvidence() | SendCertificate():
+            case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
                 for message in self.store.answers(effect, self.gossip.roster):
                     self.publish(f"answer/{effect.to}", message)
             case Accuse():

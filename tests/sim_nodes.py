@@ -31,6 +31,7 @@ from meterd.authority.effects import (
     Send,
     SendBatches,
     SendCertificate,
+    SendClosings,
     SendEvidence,
     Tell,
 )
@@ -295,7 +296,8 @@ class SimNode:
         """Begin from what is on the card."""
         if self.gossip is not None:
             return
-        self.store.begin_start(self.now().wall_s)
+        now = self.now()
+        self.store.begin_start(now.wall_s if now.synchronised else 0)
         snapshot = self.store.snapshot(self.kid, self.world.oracle.proven.distributor)
         self.gossip = Gossip(
             self.world.genesis,
@@ -377,7 +379,7 @@ class SimNode:
                 world.publish(self, effect.topic, self._said(effect.message))
             case Load():
                 self.feed(Loaded(effect, self.store.load(effect)))
-            case SendBatches() | SendEvidence() | SendCertificate():
+            case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
                 assert self.gossip is not None
                 for message in self.store.answers(effect, self.gossip.roster):
                     world.publish(self, f"answer/{effect.to}", message)

@@ -27,6 +27,7 @@ from meterd.authority.effects import (
     Send,
     SendBatches,
     SendCertificate,
+    SendClosings,
     SendEvidence,
     Tick,
 )
@@ -141,7 +142,7 @@ class StreetNode:
                     self.street.publish(self.name, effect.topic, effect.message)
                 case Load():
                     self.feed(Loaded(effect, self.store.load(effect)))
-                case SendBatches() | SendEvidence() | SendCertificate():
+                case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
                     for message in self.store.answers(effect, self.gossip.roster):
                         self.street.publish(self.name, f"answer/{effect.to}", message)
                 case Accuse():

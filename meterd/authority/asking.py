@@ -15,6 +15,7 @@ from meterd.authority.effects import (
     Load,
     SendBatches,
     SendCertificate,
+    SendClosings,
     SendEvidence,
 )
 from meterd.authority.messages import (
@@ -23,6 +24,7 @@ from meterd.authority.messages import (
     AskBatches,
     AskBlocks,
     AskCertificate,
+    AskClosings,
     AskEvidence,
     AskHead,
     AskOwnBatch,
@@ -68,6 +70,7 @@ class Asking:
         self.evidence_claimed: dict[bytes, str] = {}
         self._orders_claimed: dict[str, int] = {}
         self._order_asked: tuple[str, int] | None = None
+        self._closings_ms: int | None = None
         self._digest_at = 0
         self._meter_height: int | None = None
 
@@ -106,6 +109,8 @@ class Asking:
             case AskCertificate():
                 if 0 < question.height <= self._node.roster.head.height:
                     self._node.out.append(SendCertificate(sender, question.height))
+            case AskClosings():
+                self._node.out.append(SendClosings(sender, question.epoch))
             case AskOwnBatch():
                 last_one = self._node.sequences.get(question.kid, NOTHING)
                 self._node.say(
@@ -226,6 +231,7 @@ class Asking:
             if lacking is not None:
                 asked.setdefault(lacking[0], []).append(lacking[1])
         self._ask_certificate()
+        self._ask_closings()
         for evidence_id, peer in list(self.evidence_claimed.items()):
             del self.evidence_claimed[evidence_id]
             if evidence_id not in self._node.evidence:
@@ -258,6 +264,16 @@ class Asking:
         peer = self._choose(self._orders_claimed, self._order_asked)
         self._order_asked = (peer, self._node.now.mono_ms)
         self.ask(peer, AskCertificate(height))
+
+    def _ask_closings(self) -> None:
+        """Ask who has closed our epoch, where it goes on after an order has ended it."""
+        if self._node.epoch >= self._node.roster.committee.epoch:
+            self._closings_ms = None
+        elif self._closings_ms is None:
+            self._closings_ms = self._node.now.mono_ms
+        elif self._node.now.mono_ms - self._closings_ms >= ANSWER_MS:
+            self._closings_ms = self._node.now.mono_ms
+            self.ask_any(AskClosings(self._node.epoch))
 
     def go_on_asking(self, sender: str, last: bytes) -> None:
         """An answer came: ask for what follows, without waiting for the next tick."""

@@ -235,6 +235,13 @@ class SendCertificate(NamedTuple):
     height: int
 
 
+class SendClosings(NamedTuple):
+    """Send the batches that close an epoch to a peer."""
+
+    to: str
+    epoch: int
+
+
 class Accuse(NamedTuple):
     """Put together the proof that a voter attested two histories: it comes back `Assembled`."""
 
@@ -280,6 +287,7 @@ Effect: TypeAlias = (
     | SendBatches
     | SendEvidence
     | SendCertificate
+    | SendClosings
     | Accuse
     | Certify
     | Deliver

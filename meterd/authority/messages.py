@@ -151,7 +151,19 @@ class AskCertificate(NamedTuple):
     height: int
 
 
-Question: TypeAlias = AskBlocks | AskBatches | AskEvidence | AskOwnBatch | AskHead | AskCertificate
+class AskClosings(NamedTuple):
+    """For the batches by which voters have closed an epoch, each as it was signed.
+
+    One of a liar that has signed another sequence here fits nowhere; it closes the epoch all the
+    same, and whoever could not see that would be left behind in it.
+    """
+
+    epoch: int
+
+
+Question: TypeAlias = (
+    AskBlocks | AskBatches | AskEvidence | AskOwnBatch | AskHead | AskCertificate | AskClosings
+)
 
 
 class Fetch(NamedTuple):
@@ -185,6 +197,7 @@ _QUESTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "own-batch": (AskOwnBatch, (bytes, bytes)),
     "head": (AskHead, (str, bytes)),
     "certificate": (AskCertificate, (int,)),
+    "closings": (AskClosings, (int,)),
 }
 _WORDS = {kind: word for word, (kind, _) in _QUESTIONS.items()}
 _CONTEXTS: dict[type, str] = {
@@ -310,7 +323,7 @@ def _read_question(value: Any) -> Question:  # noqa: ANN401 - any decoded value
             _check_lengths((question.nonce, NONCE_BYTES))
         case AskBatches():
             _check_lengths((question.kid, KEY_ID_BYTES))
-        case AskBlocks() | AskCertificate():
+        case AskBlocks() | AskCertificate() | AskClosings():
             pass
     return question
 

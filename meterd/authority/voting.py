@@ -108,13 +108,19 @@ class Voting:
                 f"key {batch.kid.hex()} does not vote in epoch {batch.header.epoch}"
             )
         last = self._node.sequences.get(batch.kid, NOTHING)
-        number = batch.header.number
-        if number < last.number or (number == last.number and batch.hash == last.batch_hash):
+        header, number = batch.header, batch.header.number
+        closes = header.closing == CLOSED and (header.epoch, batch.kid) not in self._closed
+        if number == last.number and batch.hash == last.batch_hash:
+            return
+        if number < last.number and not closes:
             return
         verify_batch(batch, voter[1])
         if any(leaf.chain not in self._node.roster.chains for leaf in batch.leaves):
             self._asking.claim_order(sender, self._node.roster.head.height + 1)
             raise OrderUnknownError("it attests a chain whose enrolment is not known here")
+        if closes and (number <= last.number or batch.kid in self._strays):
+            self._closed_beside(batch, message)
+            return
         if number > last.number + 1:
             waiting = self._batches_waiting.setdefault(batch.kid, {})
             waiting[number] = message
@@ -122,20 +128,16 @@ class Voting:
                 del waiting[max(waiting)]
             self._asking.claim_batches(batch.kid, sender, number)
             return
-        if number == last.number or batch.header.previous != last.batch_hash:
+        if number == last.number or header.previous != last.batch_hash:
             self._stray(voter[0], batch, message)
             return
-        here, before = (batch.header.epoch, batch.header.closing), (last.epoch, last.closing)
+        here, before = (header.epoch, header.closing), (last.epoch, last.closing)
         if here < before or (here == before and last.closing == CLOSED):
             raise BlockRejectedError(f"{voter[0]} attests in an epoch that it has closed")
         self._keep_batch(batch, message)
         asked = self._asking.batches_asked.get(batch.kid)
         if asked is not None and number >= asked[2]:
-            self._asking.batches_asked[batch.kid] = (
-                asked[0],
-                0,
-                0,
-            )  # answered: ask for what follows
+            self._asking.batches_asked[batch.kid] = (asked[0], 0, 0)  # answered: ask what follows
             if not self._asking.behind:  # blocks first, batches meanwhile at the pace of ticks
                 self._asking.ask_batches()
         following = self._batches_waiting.get(batch.kid, {}).pop(number + 1, None)
@@ -160,6 +162,9 @@ class Voting:
 
     def _stray(self, voter: str, batch: Batch, message: bytes) -> None:
         """A voter signed two batches in one place: what they say of chains may convict it."""
+        if batch.header.closing == CLOSED:
+            self._closed_beside(batch, message)
+            return
         kept = self._strays.setdefault(batch.kid, {})
         if batch.header.number in kept or len(kept) >= STRAYS_MAX:
             return
@@ -174,6 +179,20 @@ class Voting:
                 if here is not None and here != leaf.block_hash:
                     held.foreign.setdefault(batch.kid, vote)
                     self.suspect(held, batch.kid, vote)
+
+    def _closed_beside(self, batch: Batch, message: bytes) -> None:
+        """A voter that has signed two sequences has closed an epoch in the one not held here.
+
+        It is one of the faulty, and its locks bind nobody: the others' do. Whoever did not count it
+        could be left behind in the epoch for ever.
+        """
+        if batch.kid == self._node.kid:
+            return
+        self._strays.setdefault(batch.kid, {})
+        self._closed.add((batch.header.epoch, batch.kid))
+        self._node.records.append(PutBatch(batch, message, beside=True))
+        self._attest_soon()
+        self._turn_epoch()
 
     def _take_leaf(self, kid: bytes, vote: Vote) -> None:
         held = self._node.hold(vote.leaf.chain)

@@ -38,6 +38,7 @@ from meterd.authority.effects import (
     PutStart,
     SendBatches,
     SendCertificate,
+    SendClosings,
     SendEvidence,
 )
 from meterd.authority.messages import COUNTED_FROM_S
@@ -81,7 +82,7 @@ CREATE TABLE batch (
     kid BLOB NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, epoch INTEGER NOT NULL,
     closing INTEGER NOT NULL, message BLOB NOT NULL, beside INTEGER NOT NULL,
     PRIMARY KEY (kid, number, hash)) WITHOUT ROWID;
-CREATE INDEX closing ON batch (kid, epoch) WHERE closing = 2 AND NOT beside;
+CREATE INDEX closing ON batch (epoch, kid) WHERE closing = 2;
 CREATE TABLE leaf (
     chain INTEGER NOT NULL, height INTEGER NOT NULL, kid BLOB NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (chain, height, kid, number)) WITHOUT ROWID;
@@ -354,7 +355,9 @@ class Store:
         return rows[0][0] if rows else None
 
     def answers(
-        self, effect: SendBatches | SendEvidence | SendCertificate, roster: Roster
+        self,
+        effect: SendBatches | SendEvidence | SendCertificate | SendClosings,
+        roster: Roster,
     ) -> list[bytes]:
         """Return the messages that a peer has asked for; none where they are not here."""
         match effect:
@@ -367,6 +370,13 @@ class Store:
                 assert roster.distributor is not None  # noqa: S101 - whose orders these are
                 made = self.certificate(roster.distributor, effect.height, roster)
                 return [] if made is None else [made[1].encode()]
+            case SendClosings():
+                rows = self._rows(
+                    "SELECT message FROM batch WHERE epoch = ? AND closing = 2 "
+                    "ORDER BY kid LIMIT ?",
+                    *(effect.epoch, BATCHES_AT_ONCE),
+                )
+                return [message for (message,) in rows]
 
     def snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         """Return what this node goes on from; `kid` is its own voting key's id."""
@@ -404,8 +414,7 @@ class Store:
         for (voter,) in run("SELECT DISTINCT kid FROM batch WHERE NOT beside").fetchall():
             sequences.append((voter, self._sequence(voter)))
         closed = frozenset(
-            (epoch, voter)
-            for epoch, voter in run("SELECT epoch, kid FROM batch WHERE closing = 2 AND NOT beside")
+            (epoch, voter) for epoch, voter in run("SELECT epoch, kid FROM batch WHERE closing = 2")
         )
         return Snapshot(
             starts=meta["starts"],

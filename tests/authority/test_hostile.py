@@ -7,14 +7,35 @@ from typing import TYPE_CHECKING
 import cbor2
 import pytest
 
-from meterd.authority.attestation import OPEN, Header, Leaf, make_batch
-from meterd.authority.effects import Assembled, Received
-from meterd.authority.messages import OwnBatch, blocks_message, open_said, say
+from meterd.authority.asking import ANSWER_MS
+from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch, open_batch
+from meterd.authority.effects import Assembled, Received, Tick
+from meterd.authority.messages import (
+    AskClosings,
+    Fetch,
+    OwnBatch,
+    Said,
+    blocks_message,
+    open_said,
+    say,
+)
 from meterd.authority.voting import BOOT_GRACE_MS
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import seal
-from tests.authority.examples import GENESIS, HOUSE, OTHER_HOUSE, chain, key, leaf, public, sealed
+from tests.authority.examples import (
+    GENESIS,
+    GRID,
+    HOUSE,
+    NEXT_EPOCH,
+    OTHER_HOUSE,
+    chain,
+    key,
+    leaf,
+    ordered,
+    public,
+    sealed,
+)
 from tests.net import FEEDER, REGULATOR, SEALED, WALL_S, Net
 
 if TYPE_CHECKING:
@@ -174,3 +195,92 @@ def test_a_history_that_is_certified_after_its_blocks_came_is_adopted_when_they_
     assert held.head_hash == ours.hash
     node.feed(Received(REGULATOR, sealed(theirs)))
     assert (held.head_hash, held.certified) == (theirs.hash, 1)
+
+
+# --- a liar that closes an epoch towards some alone -----------------------------------------------
+
+
+def _batch(by: str, number: int, previous: bytes, closing: int, *leaves: Leaf) -> bytes:
+    header = Header(1, number, previous, WALL_S, closing)
+    return make_batch(header, leaves, key(f"{by} votes"), GENESIS.hash)[1]
+
+
+def _line(by: str, length: int, *, mark: int) -> list[bytes]:
+    """Return batches of a voter, each linked to the one before, of which the last closes."""
+    made, previous = list[bytes](), bytes(32)
+    for number in range(1, length + 1):
+        here = leaf(chain(2, OTHER_HOUSE)[mark])
+        last = number == length
+        made.append(_batch(by, number, previous, CLOSED if last else OPEN, here))
+        previous = open_batch(made[-1], GENESIS.hash).hash
+    return made
+
+
+@pytest.mark.parametrize("shown", [1, 2, 5], ids=["as long", "shorter", "longer"])
+def test_an_epoch_that_a_liar_closed_in_another_sequence_is_closed_for_all(shown: int) -> None:
+    """It had shown us other batches, so that its closing one follows none of ours."""
+    net = Net()
+    regulator = net.nodes[REGULATOR]
+    for message in _line(FEEDER, shown + 1, mark=0)[:shown]:
+        regulator.feed(Received(FEEDER, message))
+    order, proof = ordered(NEXT_EPOCH).certified[0]
+    for by in (HOUSE, OTHER_HOUSE):
+        regulator.feed(Received(by, _batch(by, 1, bytes(32), CLOSED)))
+    regulator.feed(Received(GRID, order))
+    regulator.feed(Received(GRID, proof.encode()))
+    assert regulator.gossip.roster.committee.epoch == 2
+    assert regulator.gossip.epoch == 1
+    real = _line(FEEDER, 3, mark=1)
+    for message in real[shown:] if shown < len(real) else real[-1:]:
+        assert regulator.gossip.epoch == 1
+        regulator.feed(Received(FEEDER, message))
+    assert regulator.gossip.epoch == 2
+    regulator.start()
+    assert regulator.gossip.epoch == 2
+    assert len(regulator.gossip.voting._closed) == 3, "it outlasts a start"
+
+
+def test_closings_of_an_honest_voter_wait_for_what_stands_before_them() -> None:
+    """What it has locked is there: to enter an epoch without it would be to forget it."""
+    net = Net()
+    regulator = net.nodes[REGULATOR]
+    order, proof = ordered(NEXT_EPOCH).certified[0]
+    regulator.feed(Received(GRID, order))
+    regulator.feed(Received(GRID, proof.encode()))
+    for by in (HOUSE, OTHER_HOUSE):
+        regulator.feed(Received(by, _batch(by, 1, bytes(32), CLOSED)))
+    first, second = _line(FEEDER, 2, mark=0)
+    regulator.feed(Received(FEEDER, second))
+    assert regulator.gossip.epoch == 1
+    regulator.feed(Received(FEEDER, first))
+    assert regulator.gossip.epoch == 2
+
+
+def test_whoever_is_left_behind_in_an_epoch_asks_who_has_closed_it() -> None:
+    net = Net()
+    regulator, house = net.nodes[REGULATOR], net.nodes[HOUSE]
+    net.settle(6)
+    net.broker = lambda _: []
+    order, proof = ordered(NEXT_EPOCH).certified[0]
+    for node in (regulator, house):
+        node.feed(Received(GRID, order))
+        node.feed(Received(GRID, proof.encode()))
+    for wait_ms, asked in ((0, 0), (ANSWER_MS - 1, 0), (1, 1), (ANSWER_MS, 2)):
+        net.mono_ms += wait_ms
+        regulator.feed(Tick())
+        questions = [
+            question
+            for topic, message in regulator.sent
+            if topic.startswith("fetch/")
+            for body in (open_said(message, lambda by: public(f"{by} votes"), GENESIS.hash).body,)
+            if isinstance(body, Fetch)
+            for question in body.questions
+            if question == AskClosings(1)
+        ]
+        assert len(questions) == asked
+    before = len(house.sent)
+    fetch = Fetch(HOUSE, (AskClosings(1),))
+    said = Said(REGULATOR, 1 << 62, fetch)
+    house.feed(Received(REGULATOR, say(said, key(f"{REGULATOR} votes, 2"), GENESIS.hash)))
+    (answer,) = (m for topic, m in house.sent[before:] if topic == f"answer/{REGULATOR}")
+    assert open_batch(answer, GENESIS.hash).header.closing == CLOSED

@@ -15,6 +15,7 @@ from meterd.authority.messages import (
     AskBatches,
     AskBlocks,
     AskCertificate,
+    AskClosings,
     AskEvidence,
     AskHead,
     AskOwnBatch,
@@ -67,6 +68,7 @@ questions = (
     | st.builds(AskOwnBatch, kids, nonces)
     | st.builds(AskHead, names, nonces)
     | st.builds(AskCertificate, counts)
+    | st.builds(AskClosings, counts)
 )
 bodies = (
     st.builds(
