@@ -235,22 +235,34 @@ class Bookkeeper:
         else:
             self._sealer.seal(cut, terms, owed)
 
-    def release(self) -> None:
-        """Seal what has waited for the boot rule; all given out so far must have been performed."""
+    def release(self, *, first_only: bool = False) -> None:
+        """Seal what has waited for the boot rule; all given out so far must have been performed.
+
+        Args:
+            first_only: Seal the first block of it, at once, however much has waited; the rest
+                waits on.
+        """
         self.waiting, height = False, self.chain.head.height
         cuts, self._cuts_waiting = self._cuts_waiting, []
-        for cut, terms, owed in cuts:
+        for number, (cut, terms, owed) in enumerate(cuts):
+            if first_only and number:
+                self._cuts_waiting = cuts[1:]
+                break
             self._sealer.seal(cut, terms, owed)
         self._sealer.hand_out()
+        if first_only and cuts:
+            self.waiting = True
+            return
         if self.placement.wall is not None and not self.placement.held and self._row_ms is not None:
-            self._feed_stored(tuple(self.placement.walls))
+            self._feed_stored(tuple(self.placement.walls), first_only=first_only)
             self._bridged = not self._losing  # else the last stored row is not the last counted
             self._sealer.hand_out()
             if not self.log.whole:
                 self.log.reread(self._rows.stored)
         self._decision = None
-        if self.chain.head.height > height:
+        if self.chain.head.height > height and not self._cuts_waiting:
             self._obey()
+        self.waiting = bool(self._cuts_waiting)
 
     @property
     def due(self) -> bool:
@@ -356,8 +368,11 @@ class Bookkeeper:
             self.log.reread(self._rows.stored)
         self._count(reading, flags, decision.wall, bridged=not self._losing)
 
-    def _feed_stored(self, walls: Iterable[tuple[int, Wall]]) -> None:
-        """Feed the stored rows of this run since the last cut to the cutter, and seal its cuts."""
+    def _feed_stored(self, walls: Iterable[tuple[int, Wall]], *, first_only: bool = False) -> None:
+        """Feed the stored rows of this run since the last cut to the cutter, and seal its cuts.
+
+        With `first_only` the first of them; the others wait.
+        """
         cutter = self.cutter
         sums = list(cutter.sums)
         cutter.restore(cutter.base)
@@ -366,7 +381,11 @@ class Bookkeeper:
             for part in self.log.open_rows
             if part.header.run == self.run
         ]
+        height = self.chain.head.height
         for cut in feed_rows(cutter, self._rows, parts, walls, self._terms):
+            if first_only and self.chain.head.height > height:
+                self._cuts_waiting.append((cut, self._terms, {}))
+                continue
             self._seal(cut)
         if self._losing:  # the rows behind these were not stored, and are in the sums alone
             cutter.sums[:] = [max(pair) for pair in zip(cutter.sums, sums, strict=True)]

@@ -397,11 +397,11 @@ class Meter:
         neighbours.turn(now_ms, due=book.due or bool(neighbours.recovered))
         waits = neighbours.waits
         book.raise_alarm("neighbours", waits, stands=bool(waits))
-        if neighbours.stopped:
+        if neighbours.stopped or not (neighbours.free or book.losing):
             book.waiting = True  # sealing stops; metering does not
-        elif not book.waiting or not neighbours.may_seal(now_ms):
+        if not book.waiting or not neighbours.may_seal(now_ms):
             return
-        elif neighbours.recovered:
+        if neighbours.recovered:
             self._stopping = self.begins_anew = True
         elif book.due or neighbours.free:
             await self.flush()
@@ -412,10 +412,13 @@ class Meter:
         neighbours, book, height = self.neighbours, self.book, self.book.chain.head.height
         if not neighbours.may_seal(self._mono_ms()):
             return
-        book.release()
-        stamp = self._clock.stamp()
-        book.tick(stamp.boot_ms, stamp)
-        book.waiting = not neighbours.free
+        # Of what has waited the first block alone rests on answers, which soon are not fresh.
+        book.release(first_only=not neighbours.free)
+        if not book.waiting and book.chain.head.height == height:
+            stamp = self._clock.stamp()
+            book.tick(stamp.boot_ms, stamp)
+        # On a full card nothing but the running sums knows what has been measured: they go on.
+        book.waiting = book.waiting or not (neighbours.free or book.losing)
         if neighbours.free or book.chain.head.height > height:
             log_event(self._logger, logging.INFO, "released", height=book.chain.head.height)
 

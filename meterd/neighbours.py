@@ -110,7 +110,8 @@ class Neighbours:
         self._search = HeadSearch(chain.meter, chain.meter)
         self._question = ""
         self._answered = False  # once in this start
-        self._higher_ms: int | None = None
+        self._higher_ms = 0
+        self._waited_for: set[str] = set()
         self._waits_ms: int | None = None
         self._see_ended()
         self._restore()
@@ -156,11 +157,14 @@ class Neighbours:
         head, incarnation = self._chain.head, self._chain.incarnation
         if not self._search.may_seal(self.roster, incarnation, head.height, now_ms):
             return False
-        if not self._search.free and self._search.higher(incarnation, head.height, now_ms):
-            if self._higher_ms is None:
-                self._higher_ms = now_ms
-            if now_ms - self._higher_ms < GRACE_MS:
-                return False
+        if self._search.free:
+            return True
+        higher = self._search.higher(incarnation, head.height, now_ms)
+        if higher - self._waited_for:
+            self._waited_for |= higher
+            self._higher_ms = now_ms
+        if higher and now_ms - self._higher_ms < GRACE_MS:
+            return False
         self._answered = True
         return True
 
@@ -231,8 +235,9 @@ class Neighbours:
         nonce = os.urandom(NONCE_BYTES)
         self._asked_ms, self._question = now_ms, f"question-{nonce.hex()}"
         self._search.ask(nonce, now_ms)
-        height = self._chain.head.height.to_bytes(HEIGHT_BYTES, "big")
-        outbox.put(self._question, nonce + height)
+        heights = (self._chain.head.height, self.roster.head.height)
+        held = b"".join(height.to_bytes(HEIGHT_BYTES, "big") for height in heights)
+        outbox.put(self._question, nonce + held)
         outbox.ring()
 
     def _fill(self) -> None:

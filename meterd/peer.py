@@ -77,6 +77,7 @@ KEPT_S_MAX = 3.0  # what nothing rests on is kept within so long
 GATHER_MS_MAX = 250  # so long a message waits for others, and at most half a tick
 ROWS_KEPT_MAX = 2048
 OUTBOX_S = 1.0
+QUESTION_BYTES = NONCE_BYTES + 2 * HEIGHT_BYTES
 OUTBOX_FILES_MAX = 128  # blocks lie there until they are certified, 64 of them; and questions
 SHOWN_S = 2.0
 PEER_FILE = "peer.json"
@@ -342,9 +343,11 @@ class Peer:
             self._offered[letter.name] = mark
             if letter.kind == "block":
                 self._put(Sealed(letter.data))
-            elif letter.kind == "question" and len(letter.data) == NONCE_BYTES + HEIGHT_BYTES:
-                nonce, height = letter.data[:NONCE_BYTES], letter.data[NONCE_BYTES:]
-                self._put(Asked(self._name, nonce, int.from_bytes(height, "big")))
+            elif letter.kind == "question" and len(letter.data) == QUESTION_BYTES:
+                nonce, held = letter.data[:NONCE_BYTES], letter.data[NONCE_BYTES:]
+                height, order = held[:HEIGHT_BYTES], held[HEIGHT_BYTES:]
+                heights = int.from_bytes(height, "big"), int.from_bytes(order, "big")
+                self._put(Asked(self._name, nonce, *heights))
                 self._outbox.remove(letter.name)
         self._offered = {name: mark for name, mark in self._offered.items() if name in there}
 

@@ -210,10 +210,10 @@ BUGS: dict[str, Bug] = {
             Edit(
                 voting.Voting,
                 "_turn",
-                "closed < self._node.committee.quorum and",
-                "closed < 0 and",
+                "len(self._closers(committee)) < committee.quorum and",
+                "len(self._closers(committee)) < 0 and",
             ),
-            Edit(voting.Voting, "_locks_adopted", "adopted >= before.quorum", "adopted >= 0"),
+            Edit(voting.Voting, "_locks_adopted", ">= committee.quorum", ">= 0"),
         ),
         # Two of the old voters hear of the order and of nothing after it but a liar's word; the
         # liar's meter shows them one block, and those who are to vote with it from then on another.
@@ -252,7 +252,7 @@ BUGS: dict[str, Bug] = {
         "seals block",
     ),
     "a promise is not kept": Bug(
-        (Edit(promises.Promises, "allowed", "if meter not in self._until_ms:", "if meter:"),),
+        (Edit(promises.Promises, "allowed", "self._given.get(meter, ())", "()"),),
         _put_back(11_550),
         "seals block",
     ),

@@ -203,7 +203,8 @@ class SimMeter(Chained):
         search = self.search
         if search is not None and not self.may_seal and search.first is None:
             search.ask(self.world.nonce(), self.world.now_ms)
-            node.feed(Asked(self.name, search.nonce, self.chain.head.height))
+            heights = (self.chain.head.height, self.roster.head.height)
+            node.feed(Asked(self.name, search.nonce, *heights))
         return self.may_seal
 
     def seal(self, node: SimNode) -> None:
@@ -215,6 +216,8 @@ class SimMeter(Chained):
             end_s = self.chain.head.end_s
             if node.gossip is None or (end_s is not None and end_s >= now_s):
                 return
+            if not self.may_seal:
+                return  # the first block is not certified
             self._seal_from(node, now_s - 1 if end_s is None else end_s, now_s)
 
     def _seal_from(self, node: SimNode, start_s: int, now_s: int) -> None:

@@ -144,6 +144,7 @@ class Plan:
         sister: Whether messages of a network with the same keys are played here.
         small: Whether bounds are so small that they matter.
         brief: Whether promises to meters that have started lapse soon.
+        slow: What reaches the first restored node, or else the first, takes so many ms.
         script: What happens besides, and when.
     """
 
@@ -173,6 +174,7 @@ class Plan:
     sister: bool = False
     small: bool = False
     brief: bool = False
+    slow: int = 0
     script: tuple[Step, ...] = ()
 
 
@@ -217,6 +219,7 @@ def plan_of(seed: int) -> Plan:
         sister=draw.random() < 0.08,
         small=draw.random() < 0.25,
         brief=draw.random() < 0.7,
+        slow=draw.choice((0, 0, 0, 0, 700, 1400)),
     )
 
 
@@ -248,6 +251,7 @@ class World:
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._sequence = 0
         self.names = [f"house-{at}" for at in range(plan.voters)]
+        self._far, self._far_ms = self.names[plan.restored[0] if plan.restored else 0], 0
         self.spares = [f"spare-{at}" for at in range(plan.spares)]
         self.genesis = self._found(name)
         self.nodes: dict[str, SimNode] = {}
@@ -349,6 +353,9 @@ class World:
             ms = draw.randint(1, 150)
             if not self.healed and draw.random() < self.plan.late:
                 ms = draw.randint(500, 4000)
+            if self.plan.slow and to == self._far and not self.healed:
+                self._far_ms = max(self._far_ms, self.now_ms + self.plan.slow) + 1  # in order
+                ms = self._far_ms - self.now_ms
             self.later(ms, lambda: target.feed(Received(sender, message)))
 
     def side(self, name: str) -> int:

@@ -208,7 +208,7 @@ def test_a_question_lies_there_anew_until_it_is_answered_and_says_what_the_card_
         home.turn()
         question = home.question()
         assert question is not None
-        assert question.data[NONCE_BYTES:] == (3).to_bytes(8, "big")
+        assert question.data[NONCE_BYTES:] == (3).to_bytes(8, "big") + bytes(8)
         nonces.add(question.data[:NONCE_BYTES])
         home.outbox.remove(question.name)  # the peer process takes it
         home.turn(ASK_MS - 1)
@@ -324,6 +324,30 @@ def test_a_liar_can_delay_and_no_more(home: Home) -> None:
         home.bring("answer", home.answer(OTHER_HOUSE))
         assert home.may_seal() == (home.now_ms >= GRACE_MS)
         assert home.neighbours.waits == (waits if home.now_ms < GRACE_MS else "")
+
+
+def test_a_liar_uses_up_its_own_grace_and_no_others(home: Home) -> None:
+    """It said at the start that it holds more; whoever says so later may be right."""
+    later: dict[str, Any] = {"height": 5, "block_hash": BLOCKS[4].hash}
+    home.turn(due=True)
+    home.bring("answer", home.answer("feeder-1", **later))
+    home.bring("answer", home.answer("regulator"))
+    home.bring("answer", home.answer(OTHER_HOUSE))
+    assert not home.may_seal()
+    home.turn(3_600_000)
+    home.bring("answer", home.answer("feeder-1", **later))
+    home.bring("answer", home.answer("regulator"))
+    home.bring("answer", home.answer(OTHER_HOUSE))
+    assert home.may_seal()
+    home.turn(ASK_MS)
+    home.turn(FRESH_MS)
+    home.bring("answer", home.answer("regulator", **later))
+    home.bring("answer", home.answer("feeder-1"))
+    home.bring("answer", home.answer(OTHER_HOUSE))
+    assert not home.may_seal()
+    for height in (4, 5):
+        home.bring("block", SEALED[height - 1])
+    assert home.may_seal()
 
 
 def test_what_neighbours_hold_more_counts_only_with_its_blocks(home: Home) -> None:

@@ -199,7 +199,7 @@ def test_a_question_is_asked_and_its_answer_is_the_neighbours_word(houses: list[
         until(lambda: first.certified(blocks[-1]), "both blocks certified")
 
         def answered() -> bool:
-            first.outbox.put(f"question-{nonce.hex()}", nonce + (0).to_bytes(8, "big"))
+            first.outbox.put(f"question-{nonce.hex()}", nonce + bytes(16))
             first.outbox.ring()
             for letter in first.inbox.read():
                 if letter.kind == "answer":

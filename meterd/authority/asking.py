@@ -129,7 +129,7 @@ class Asking:
         """Our meter has started: ask for its head, and tell it what it may have missed."""
         distributor = self._node.roster.distributor
         if distributor is not None:
-            for height in range(1, self._node.hold(distributor).certified + 1):
+            for height in range(asked.order + 1, self._node.hold(distributor).certified + 1):
                 self._node.out.append(Certify(distributor, height))
         enrolled = self._node.roster.newest(asked.meter)
         own = self._node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
@@ -231,7 +231,6 @@ class Asking:
             if lacking is not None:
                 asked.setdefault(lacking[0], []).append(lacking[1])
         self._ask_certificate()
-        self._ask_closings()
         for evidence_id, peer in list(self.evidence_claimed.items()):
             del self.evidence_claimed[evidence_id]
             if evidence_id not in self._node.evidence:
@@ -265,15 +264,19 @@ class Asking:
         self._order_asked = (peer, self._node.now.mono_ms)
         self.ask(peer, AskCertificate(height))
 
-    def _ask_closings(self) -> None:
-        """Ask who has closed our epoch, where it goes on after an order has ended it."""
-        if self._node.epoch >= self._node.roster.committee.epoch:
+    def ask_closings(self, epoch: int) -> None:
+        """Ask who has closed an epoch that is over, where that is not known for a while; 0: none.
+
+        Without it we would stay in the epoch, or attest nothing in those that follow.
+        """
+        now_ms = self._node.now.mono_ms
+        if not epoch:
             self._closings_ms = None
         elif self._closings_ms is None:
-            self._closings_ms = self._node.now.mono_ms
-        elif self._node.now.mono_ms - self._closings_ms >= ANSWER_MS:
-            self._closings_ms = self._node.now.mono_ms
-            self.ask_any(AskClosings(self._node.epoch))
+            self._closings_ms = now_ms
+        elif now_ms - self._closings_ms >= ANSWER_MS:
+            self._closings_ms = now_ms
+            self.ask_any(AskClosings(epoch))
 
     def go_on_asking(self, sender: str, last: bytes) -> None:
         """An answer came: ask for what follows, without waiting for the next tick."""

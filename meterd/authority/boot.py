@@ -95,12 +95,13 @@ class HeadSearch:
             if roster.committee.has(voter)
         )
 
-    def higher(self, incarnation: int, height: int, now_ms: int) -> bool:
-        """Say whether any answer tells of more than the meter holds: true, or a liar's."""
-        return any(
-            (answer.incarnation, answer.height) > (incarnation, height)
-            for answer in self._fresh(now_ms).values()
-        )
+    def higher(self, incarnation: int, height: int, now_ms: int) -> set[str]:
+        """Return whose answers tell of more than the meter holds: true, or a liar's."""
+        return {
+            voter
+            for voter, answer in self._fresh(now_ms).items()
+            if (answer.incarnation, answer.height) > (incarnation, height)
+        }
 
     def may_seal(self, roster: Roster, incarnation: int, height: int, now_ms: int) -> bool:
         """Say whether a meter that holds its chain up to `height` may seal what follows, now."""

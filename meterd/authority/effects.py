@@ -44,11 +44,19 @@ class Sealed(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """This device's meter wants to know its head (the boot rule); its card holds `height`."""
+    """This device's meter wants to know its head (the boot rule).
+
+    Attributes:
+        meter: Its name.
+        nonce: Of this question.
+        height: Up to where its card holds its chain.
+        order: Up to where it knows the orders.
+    """
 
     meter: str
     nonce: bytes
     height: int = 0
+    order: int = 0
 
 
 class Loaded(NamedTuple):

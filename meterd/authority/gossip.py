@@ -399,6 +399,7 @@ class Gossip(Node):
             self._digest_ms = now_ms + period_ms // 2 + self.jitter(period_ms)
             self.asking.send_digest()
         self.asking.ask_all()
+        self.asking.ask_closings(self.voting.unsure_epoch())
         self.asking.give_back()
         if self._counters_dirty and now_ms - self._counters_ms >= COUNTERS_MS:
             self._keep_counters()

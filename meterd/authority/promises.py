@@ -9,7 +9,7 @@ lapsed: the next committee knows nothing of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.authority.boot import PROMISE_MS
 from meterd.authority.certificate import open_enrolled
@@ -26,6 +26,24 @@ if TYPE_CHECKING:
     from meterd.authority.witness import Held, Vote
 
 
+class Given(NamedTuple):
+    """A promise.
+
+    Attributes:
+        until_ms: When it lapses, by the clock of `Now`; None while that is not known.
+        incarnation: Of which chain; 0 where none was held.
+        height: Above which nothing is attested.
+    """
+
+    until_ms: int | None
+    incarnation: int
+    height: int
+
+    def timed(self, until_ms: int) -> Given:
+        """Return it with its time, `until_ms` where none is known."""
+        return self if self.until_ms is not None else self._replace(until_ms=until_ms)
+
+
 class Promises:
     """The promises of one node that have not lapsed."""
 
@@ -36,50 +54,61 @@ class Promises:
         """
         self._node = node
         self._kept = {meter: (incarnation, height) for meter, incarnation, height in kept}
-        self._until_ms: dict[str, int | None] = dict.fromkeys(self._kept)
+        self._given: dict[str, list[Given]] = {
+            meter: [Given(None, *place)] for meter, place in self._kept.items()
+        }
 
     @property
     def any(self) -> bool:
         """Whether one has not lapsed."""
-        return bool(self._until_ms)
+        return bool(self._given)
 
     def lapse(self) -> list[str]:
         """Forget those whose time is over; return their meters."""
         now_ms, over = self._node.now.mono_ms, []
-        for meter, until_ms in list(self._until_ms.items()):
-            if until_ms is None:
-                self._until_ms[meter] = now_ms + PROMISE_MS
-            elif until_ms <= now_ms:
-                del self._until_ms[meter]
+        for meter, given in list(self._given.items()):
+            timed = [each.timed(now_ms + PROMISE_MS) for each in given]
+            still = [each for each in timed if each.until_ms is None or each.until_ms > now_ms]
+            if len(still) < len(given):
                 over.append(meter)
+            if still:
+                self._given[meter] = still
+            else:
+                del self._given[meter]
         return over
 
     def allowed(self, held: Held) -> int:
         """Return up to which height of a chain none forbids to attest."""
         meter, incarnation = held.chain_id
-        if meter not in self._until_ms:
-            return held.height
-        promised = self._kept[meter]
-        if promised[0] == incarnation:
-            return min(held.height, promised[1])
-        return held.height if promised[0] > incarnation else 0
+        height = held.height
+        for given in self._given.get(meter, ()):
+            if given.incarnation < incarnation:
+                return 0
+            if given.incarnation == incarnation:
+                height = min(height, given.height)
+        return height
 
-    def answer(self, question: AskHead, held: Held | None, own: Vote | None) -> None:
-        """Answer a meter, and promise.
+    def answer(self, question: AskHead, held: Held, own: Vote | None) -> None:
+        """Answer a meter, and promise: beside what was promised before, until that lapses.
 
         Args:
             question: What its device asks.
-            held: Its newest chain as it is held here, if it is.
+            held: Its newest chain as it is held here.
             own: This node's last attestation there, if there is one.
         """
-        place = _foremost(self._node, held) if held is not None else (0, 0, bytes(32))
+        place = _foremost(self._node, held)
         if own is not None and own.leaf.height > place[1]:
             place = (own.leaf.incarnation, own.leaf.height, own.leaf.block_hash)
         meter = question.meter
-        if self._kept.get(meter) != place[:2]:
+        given = self._given.setdefault(meter, [])
+        kept = self._kept.get(meter)
+        if kept is None or not given or place[:2] < kept:  # else the lower one is there
             self._kept[meter] = place[:2]
-            self._node.records.append(PutPromise(meter, *place[:2]))
-        self._until_ms[meter] = self._node.now.mono_ms + PROMISE_MS
+            if kept != place[:2]:
+                self._node.records.append(PutPromise(meter, *place[:2]))
+        until_ms = self._node.now.mono_ms + PROMISE_MS
+        given[:] = [each for each in given if each[1:] != place[:2] or each.until_ms is None]
+        given.append(Given(until_ms, *place[:2]))
         order = (self._node.roster.head.height, self._node.roster.head.order_hash)
         body = HeadHeld(self._node.epoch, order, meter, question.nonce, *place)
         self._node.say(f"answer/{meter}", body)

@@ -66,7 +66,9 @@ class Voting:
         """Go on from what the store holds."""
         self._node, self._asking = node, asking
         self.promises = Promises(node, snapshot.promises)
-        self._closed = set(snapshot.closed)
+        self._closed: dict[int, set[bytes]] = {}
+        for epoch, kid in snapshot.closed:
+            self._closed.setdefault(epoch, set()).add(kid)
         self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
         self._strays: dict[bytes, dict[int, Batch]] = {}
         self._suspected: set[tuple[bytes, ChainId]] = set()
@@ -109,7 +111,7 @@ class Voting:
             )
         last = self._node.sequences.get(batch.kid, NOTHING)
         header, number = batch.header, batch.header.number
-        closes = header.closing == CLOSED and (header.epoch, batch.kid) not in self._closed
+        closes = header.closing == CLOSED and not self._has_closed(header.epoch, batch.kid)
         if number == last.number and batch.hash == last.batch_hash:
             return
         if number < last.number and not closes:
@@ -153,7 +155,7 @@ class Voting:
         for leaf in batch.leaves:
             self._take_leaf(batch.kid, Vote(leaf, header.number, header.epoch))
         if header.closing == CLOSED:
-            self._closed.add((header.epoch, batch.kid))
+            self._closed.setdefault(header.epoch, set()).add(batch.kid)
             self._attest_soon()  # what waited for these locks
         if batch.kid == self._node.kid:
             self._see_booted()
@@ -180,6 +182,9 @@ class Voting:
                     held.foreign.setdefault(batch.kid, vote)
                     self.suspect(held, batch.kid, vote)
 
+    def _has_closed(self, epoch: int, kid: bytes) -> bool:
+        return kid in self._closed.get(epoch, ())
+
     def _closed_beside(self, batch: Batch, message: bytes) -> None:
         """A voter that has signed two sequences has closed an epoch in the one not held here.
 
@@ -189,7 +194,7 @@ class Voting:
         if batch.kid == self._node.kid:
             return
         self._strays.setdefault(batch.kid, {})
-        self._closed.add((batch.header.epoch, batch.kid))
+        self._closed.setdefault(batch.header.epoch, set()).add(batch.kid)
         self._node.records.append(PutBatch(batch, message, beside=True))
         self._attest_soon()
         self._turn_epoch()
@@ -316,9 +321,8 @@ class Voting:
                     self._close(committee.epoch)
             if self._node.roster.committee.epoch <= self._node.epoch:
                 return
-            kids = self._node.committee.kids
-            closed = sum((self._node.epoch, kid) in self._closed for kid in kids)
-            if closed < self._node.committee.quorum and not self._others_went_on():
+            committee = self._node.committee
+            if len(self._closers(committee)) < committee.quorum and not self._others_went_on():
                 return
             self._node.epoch += 1
             self._node.records.append(PutEpoch(self._node.epoch))
@@ -350,7 +354,7 @@ class Voting:
             for committee in self._node.roster.committees[:-1]
             if committee.epoch <= self._node.epoch
             and committee.voter(self._node.kid)
-            and (committee.epoch, self._node.kid) not in self._closed
+            and not self._has_closed(committee.epoch, self._node.kid)
         ]
 
     def _close(self, epoch: int) -> None:
@@ -394,7 +398,7 @@ class Voting:
         if (
             not self._node.booted
             or not self._node.votes
-            or (self._node.epoch, self._node.kid) in self._closed
+            or self._has_closed(self._node.epoch, self._node.kid)
         ):
             return
         if any(committee.epoch < self._node.epoch for committee in self._unclosed()):
@@ -433,17 +437,27 @@ class Voting:
         return Leaf(name, incarnation, height, held.hashes[height], checks)
 
     def _locks_adopted(self, held: Held) -> bool:
-        """Say whether what we hold extends the locks of a quorum of the epoch before."""
-        before = self._node.roster.committee_of(self._node.epoch - 1)
-        if before is None:
-            return True
-        adopted = sum(
-            (self._node.epoch - 1, kid) in self._closed
-            and kid not in held.ahead
-            and kid not in held.foreign
-            for kid in before.kids
+        """Say whether what we hold extends the locks of a quorum of each epoch before.
+
+        Not of the last alone: its voters may have locked nothing of a chain that was certified
+        before, as they never had its blocks.
+        """
+        astray = held.ahead.keys() | held.foreign.keys()
+        return all(
+            len(self._closers(committee) - astray) >= committee.quorum
+            for committee in self._node.roster.committees[: self._node.epoch - 1]
         )
-        return adopted >= before.quorum
+
+    def _closers(self, committee: Committee) -> set[bytes]:
+        """Return who of an epoch's voters is known to have closed it, by key ids."""
+        return self._closed.get(committee.epoch, set()).intersection(committee.kids)
+
+    def unsure_epoch(self) -> int:
+        """Return the first epoch that is over and not known to be closed by a quorum; 0 if none."""
+        for committee in self._node.roster.committees[:-1]:
+            if len(self._closers(committee)) < committee.quorum:
+                return committee.epoch
+        return 0
 
     def _sign(self, leaves: list[Leaf], closing: int, epoch: int) -> None:
         last = self._node.sequences.get(self._node.kid, NOTHING)
@@ -465,20 +479,18 @@ class Voting:
         if node.epoch != node.roster.committee.epoch:
             return
         enrolled = node.roster.newest(question.meter)
-        held = node.chains.get((enrolled.name, enrolled.incarnation)) if enrolled else None
-        if held is not None and not self._locks_adopted(held):
-            return
-        self.promises.answer(question, held, self._own_vote(held) if held is not None else None)
-        if held is not None:
+        if enrolled is None or (enrolled.name, enrolled.incarnation) == node.roster.distributor:
+            return  # what is not enrolled here may be enrolled and certified elsewhere
+        held = node.hold((enrolled.name, enrolled.incarnation))
+        if self._locks_adopted(held):
+            self.promises.answer(question, held, self._own_vote(held))
             self.mark(held.chain_id)  # up to what this promise names
 
     def keep_promises(self) -> None:
         """Attest what was held back, where the promise has lapsed."""
         over = self.promises.lapse()
-        for meter in over:
-            enrolled = self._node.roster.newest(meter)
-            if enrolled and (enrolled.name, enrolled.incarnation) in self._node.chains:
-                self.mark((enrolled.name, enrolled.incarnation))
+        for chain_id in [one for one in self._node.chains if one[0] in over] if over else ():
+            self.mark(chain_id)
         if over and not self.promises.any:
             self._turn_epoch()
 

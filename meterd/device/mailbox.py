@@ -26,7 +26,7 @@ NAME = re.compile(r"[a-z]{1,16}-[0-9a-z]{1,40}")
 FILE_BYTES_MAX = 1 << 20  # an order with the certificate of a meter that was alone for months
 FILES_MAX = 512  # in a folder: a writer of ours stops there
 TURN_FILES_MAX = 64  # files looked at in one turn
-HEIGHT_BYTES = 8  # of the question: what the card holds, behind the nonce
+HEIGHT_BYTES = 8  # of the question: blocks and orders that the card holds, behind the nonce
 BELL = "bell"
 OUTBOX, INBOX = "outbox", "inbox"
 

@@ -237,7 +237,7 @@ def test_an_epoch_that_a_liar_closed_in_another_sequence_is_closed_for_all(shown
     assert regulator.gossip.epoch == 2
     regulator.start()
     assert regulator.gossip.epoch == 2
-    assert len(regulator.gossip.voting._closed) == 3, "it outlasts a start"
+    assert len(regulator.gossip.voting._closed[1]) == 3, "it outlasts a start"
 
 
 def test_closings_of_an_honest_voter_wait_for_what_stands_before_them() -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from meterd.authority.attestation import CLOSED, open_batch
+from meterd.authority.attestation import CLOSED, Header, open_batch, sign_batch
 from meterd.authority.boot import PROMISE_MS
 from meterd.authority.effects import (
     Asked,
+    Certify,
     Deliver,
     Persist,
     PutPromise,
@@ -18,7 +20,8 @@ from meterd.authority.effects import (
 )
 from meterd.authority.judging import WAITING_MS
 from meterd.authority.messages import AskHead, Fetch, HeadHeld, Said, open_said, say
-from meterd.ledger.encoding import seal
+from meterd.authority.snapshot import NOTHING
+from meterd.ledger.encoding import key_id, seal
 from tests.authority.examples import (
     GENESIS,
     GRID,
@@ -28,7 +31,9 @@ from tests.authority.examples import (
     ROSTER,
     chain,
     key,
+    leaf,
     ordered,
+    public,
     sealed,
 )
 from tests.authority.said import NONCE
@@ -158,18 +163,42 @@ def test_nothing_above_the_answer_is_attested_until_the_promise_lapses(
     assert not regulator.gossip.busy
 
 
-def test_another_question_prolongs_it_and_raises_it(net: Net, regulator: Member) -> None:
+def test_another_answer_takes_no_promise_back(net: Net, regulator: Member) -> None:
+    """A meter may count the first answer still when the second has been given."""
     assert told(asks(regulator)) == (0, 0)
     later(net, regulator, PROMISE_MS - 1)
     regulator.feed(Received(FEEDER, SEALED[0]))
     assert told(asks(regulator)) == (1, 1)
+    assert attested(regulator) == 0
     later(net, regulator, 1)
-    assert attested(regulator) == 1, "what the last answer names may be attested"
+    assert attested(regulator) == 1, "the first has lapsed; what the last names may be attested"
     regulator.feed(Received(FEEDER, SEALED[1]))
     later(net, regulator, PROMISE_MS - 2)
     assert attested(regulator) == 1
     later(net, regulator, 1)
     assert attested(regulator) == 2
+
+
+def test_endless_questions_delay_and_no_more(net: Net, regulator: Member) -> None:
+    for at in range(4 * PROMISE_MS // 500):
+        if at % 4 == 0 and at // 4 < len(SEALED):
+            regulator.feed(Received(FEEDER, SEALED[at // 4]))
+        asks(regulator)
+        later(net, regulator, 500)
+    assert attested(regulator) == len(SEALED)
+
+
+def test_the_lowest_promise_outlasts_a_crash(net: Net, regulator: Member) -> None:
+    asks(regulator)
+    regulator.feed(Received(FEEDER, SEALED[0]))
+    assert told(asks(regulator)) == (1, 1)
+    regulator.start()
+    regulator.gossip.booted = True
+    later(net, regulator, 1)
+    later(net, regulator, PROMISE_MS - 1)
+    assert attested(regulator) == 0
+    later(net, regulator, 1)
+    assert attested(regulator) == 1
 
 
 def test_a_promise_to_one_meter_holds_back_no_other(net: Net, regulator: Member) -> None:
@@ -271,3 +300,52 @@ def test_a_meter_is_given_its_own_blocks_whenever_they_turn_up(net: Net) -> None
     assert delivered == [2, 3], "what it has sealed itself it has"
     house.feed(Asked(HOUSE, NONCE, 2))
     assert delivered == [2, 3, 3, 4]
+
+
+def test_locks_of_each_epoch_bind_and_not_those_of_the_last_alone(net: Net) -> None:
+    """The second committee never had the blocks that the first has certified, and closed."""
+    member = net.nodes[REGULATOR]
+    later_nodes = tuple(
+        replace(each, voting_key=public(f"{each.name} votes, 3")) for each in NEXT_EPOCH.nodes
+    )
+    after = ordered(NEXT_EPOCH, NEXT_EPOCH._replace(epoch=3, nodes=later_nodes))
+    for order, proof in after.certified:
+        member.feed(Received(GRID, order))
+        member.feed(Received(GRID, proof.encode()))
+    assert member.gossip.roster.committee.epoch == 3
+    lock = leaf(chain(2)[1])
+    for epoch, suffix, leaves in ((1, "", [lock]), (2, ", 2", [])):
+        for by in (HOUSE, OTHER_HOUSE, FEEDER):
+            kid = key_id(public(f"{by} votes{suffix}"))
+            last = member.gossip.sequences.get(kid, NOTHING)
+            header = Header(epoch, last.number + 1, last.batch_hash, 0, CLOSED)
+            signer = key(f"{by} votes{suffix}")
+            member.feed(Received(by, sign_batch(header, leaves, signer, GENESIS.hash)))
+    assert member.gossip.epoch == 3
+    assert not member.gossip.voting.unsure_epoch()
+    held = member.gossip.hold((HOUSE, 1))
+    assert not member.gossip.voting._locks_adopted(held)
+    for message in SEALED[:2]:
+        member.feed(Received(FEEDER, message))
+    assert member.gossip.voting._locks_adopted(held)
+    other = member.gossip.hold((OTHER_HOUSE, 1))
+    assert member.gossip.voting._locks_adopted(other), "nobody has locked anything of it"
+
+
+def test_whoever_does_not_know_the_locks_before_it_does_not_answer(regulator: Member) -> None:
+    """It may have entered its epoch on the word of others, and know of no closing one."""
+    voting = regulator.gossip.voting
+    assert told(asks(regulator)) == (0, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voting, "_locks_adopted", lambda held: held.chain_id != (HOUSE, 1))
+        assert told(asks(regulator)) is None
+
+
+def test_a_meter_is_told_the_orders_that_it_lacks(net: Net) -> None:
+    house = net.nodes[HOUSE]
+    order, proof = ordered(NEXT_EPOCH).certified[0]
+    house.feed(Received(GRID, order))
+    house.feed(Received(GRID, proof.encode()))
+    for known, told_of in ((0, [1]), (1, [])):
+        effects = house.feed(Asked(HOUSE, NONCE, 0, known))
+        assert [each.height for each in effects if isinstance(each, Certify)] == told_of
