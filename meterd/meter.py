@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
 from meterd.config import Settings, parameters
 from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
@@ -414,6 +415,12 @@ class Meter:
             return
         # Of what has waited the first block alone rests on answers, which soon are not fresh.
         book.release(first_only=not neighbours.free)
+        if book.chain.head.height > height and not neighbours.may_seal(self._mono_ms()):
+            raise StorageError(
+                f"the card took more than {FRESH_MS // 1000} s to read the rows of a block: what "
+                "neighbours had answered is out of date, and the block is given up",
+                hint="nothing is lost, the next start seals it; the card may be failing",
+            )
         if not book.waiting and book.chain.head.height == height:
             stamp = self._clock.stamp()
             book.tick(stamp.boot_ms, stamp)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
 from meterd.device.recovery import recover
+from meterd.errors import StorageError
 from meterd.ledger.chain import open_chain
 from meterd.meter import Meter
 from meterd.metering.interval import LOST
@@ -492,17 +493,58 @@ class Answering:
     def __init__(self, book: Bookkeeper) -> None:
         self.book, self.height = book, book.chain.head.height
         self.asked_ms: int | None = None
+        self.sealed = False
 
     def read(self, _now_ms: int) -> list[bytes]:
         return []
 
     def may_seal(self, now_ms: int) -> bool:
         fresh = self.asked_ms is not None and 200 <= now_ms - self.asked_ms < FRESH_MS
-        return fresh and self.book.chain.head.height == self.height
+        return fresh and not self.sealed
 
     def turn(self, now_ms: int, *, due: bool) -> None:
+        self.sealed = self.book.chain.head.height > self.height
         if due and not self.may_seal(now_ms):
             self.asked_ms = now_ms
+
+
+def meter_of(rig: Rig) -> Any:  # noqa: ANN401 - as much of a `Meter` as hears its neighbours
+    meter: Any = SimpleNamespace(
+        neighbours=Answering(rig.book),
+        book=rig.book,
+        _clock=SimpleNamespace(stamp=lambda: rig.stamp),
+        _heard_ms=0,
+        _rung=True,
+        _logger=logging.getLogger(),
+        _mono_ms=lambda: rig.boot_ms,
+        _release=lambda: Meter._release(meter),
+    )
+
+    async def flush() -> None:
+        rig.commit()
+
+    meter.flush = flush
+    return meter
+
+
+def test_a_block_that_took_longer_than_answers_stay_fresh_is_given_up(tmp_path: Path) -> None:
+    rig = waiting_rig(tmp_path / "account")
+    meter, release = meter_of(rig), rig.book.release
+
+    def slowly(**how: Any) -> None:  # noqa: ANN401
+        release(**how)
+        rig.wait(FRESH_MS)
+
+    rig.book.release = slowly  # type: ignore[method-assign]
+    rig.rows(20)
+    for _ in range(2):
+        meter._rung = True
+        with suppress(StorageError):
+            asyncio.run(Meter._hear(meter))
+            assert rig.book.chain.head.height == 0, "it was to be given up"
+        rig.wait(300)
+    assert rig.book.chain.head.height == 1
+    assert rig.blocks == [], "nothing has left"
 
 
 @pytest.mark.parametrize(("storing", "sealed"), [(True, 1), (False, 14)])
@@ -515,21 +557,7 @@ def test_a_start_on_a_full_card_counts_and_seals_on(
     """
     rig = waiting_rig(tmp_path / "account")
     rig.book.storing = storing
-    neighbours = Answering(rig.book)
-    meter: Any = SimpleNamespace(
-        neighbours=neighbours,
-        book=rig.book,
-        _clock=SimpleNamespace(stamp=lambda: rig.stamp),
-        _heard_ms=0,
-        _logger=logging.getLogger(),
-        _mono_ms=lambda: rig.boot_ms,
-        _release=lambda: Meter._release(meter),
-    )
-
-    async def flush() -> None:
-        rig.commit()
-
-    meter.flush = flush
+    meter = meter_of(rig)
     for _ in range(15 * INTERVAL_S // 5 + 1):
         rig.row(300, 4500)
         for wait_ms in (500, 0):
