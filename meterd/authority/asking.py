@@ -195,6 +195,9 @@ class Asking:
         """Remember that a peer says it holds a chain up to `height`."""
         if not peer or peer == self._node.name or height <= held.height:
             return
+        if peer not in held.wanted and len(held.wanted) >= CLAIMS_MAX:
+            # Who was asked last may be one that never answers, such as a meter without a node.
+            held.wanted.pop(held.asked[0] if held.asked else next(iter(held.wanted)), None)
         if peer in held.wanted or len(held.wanted) < CLAIMS_MAX:
             held.wanted[peer] = max(height, held.wanted.get(peer, 0))
             self.behind[held.chain_id] = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import cbor2
 import pytest
 
-from meterd.authority.asking import ANSWER_MS
+from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX
 from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch, open_batch
 from meterd.authority.effects import Assembled, Received, Tick
 from meterd.authority.messages import (
@@ -284,3 +284,16 @@ def test_whoever_is_left_behind_in_an_epoch_asks_who_has_closed_it() -> None:
     house.feed(Received(REGULATOR, say(said, key(f"{REGULATOR} votes, 2"), GENESIS.hash)))
     (answer,) = (m for topic, m in house.sent[before:] if topic == f"answer/{REGULATOR}")
     assert open_batch(answer, GENESIS.hash).header.closing == CLOSED
+
+
+def test_claims_of_those_that_never_answer_leave_room_for_who_does() -> None:
+    net = Net()
+    net.settle(2)
+    asking, held = net.nodes[REGULATOR].gossip.asking, net.nodes[REGULATOR].gossip.hold((HOUSE, 1))
+    for at in range(CLAIMS_MAX):
+        asking.claim(held, f"silent-{at}", 9)
+    held.asked = ("silent-3", 0)
+    asking.claim(held, FEEDER, 9)
+    assert len(held.wanted) == CLAIMS_MAX
+    assert FEEDER in held.wanted
+    assert "silent-3" not in held.wanted
