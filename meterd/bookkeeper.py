@@ -260,7 +260,8 @@ class Bookkeeper:
             if not self.log.whole:
                 self.log.reread(self._rows.stored)
         self._decision = None
-        if self.chain.head.height > height and not self._cuts_waiting:
+        sealed = self.chain.head.height > height
+        if not self._cuts_waiting and (sealed or self.cutter.start_s is None):
             self._obey()
         self.waiting = bool(self._cuts_waiting)
 
@@ -564,7 +565,7 @@ class Bookkeeper:
             changes: Of the interval, as a cutter takes them.
         """
         self._obeyed = (chain, order, changes)
-        if self.cutter.start_s is None:
+        if self.cutter.start_s is None and not self._cuts_waiting:
             self._obey()
 
     def _obey(self) -> None:

@@ -343,12 +343,14 @@ class Peer:
             self._offered[letter.name] = mark
             if letter.kind == "block":
                 self._put(Sealed(letter.data))
-            elif letter.kind == "question" and len(letter.data) == QUESTION_BYTES:
+            elif letter.kind == "question":
+                self._outbox.remove(letter.name)
+                if len(letter.data) != QUESTION_BYTES:
+                    continue
                 nonce, held = letter.data[:NONCE_BYTES], letter.data[NONCE_BYTES:]
                 height, order = held[:HEIGHT_BYTES], held[HEIGHT_BYTES:]
                 heights = int.from_bytes(height, "big"), int.from_bytes(order, "big")
                 self._put(Asked(self._name, nonce, *heights))
-                self._outbox.remove(letter.name)
         self._offered = {name: mark for name, mark in self._offered.items() if name in there}
 
     def _wants(self, name: str) -> bool:

@@ -570,6 +570,34 @@ def test_a_start_on_a_full_card_counts_and_seals_on(
     rig.assert_good()
 
 
+@pytest.mark.parametrize("interval_s", [30, 300])
+@pytest.mark.parametrize("between", [False, True], ids=["before", "between two releases"])
+def test_an_order_of_another_interval_waits_for_what_was_cut_before_it(
+    tmp_path: Path, interval_s: int, *, between: bool
+) -> None:
+    rig = waiting_rig(tmp_path / "account", MIDNIGHT_S - 130)
+    rig.rows(80)
+    rig.commit()
+    rig.card.close()
+    with starting_to_wait():
+        rig.start(rig.wall_ms / 1000 + 5, boot_ms=700)
+    rig.rows(5)
+    rig.commit()
+    for order in (not between, between):
+        if order:
+            changes = ((MIDNIGHT_S, interval_s),)
+            chain = rig.book.chain._replace(changes=((1, *changes[0]),))
+            rig.book.obey(chain, (1, bytes([7] * 32)), changes)
+        rig.book.release(first_only=not order or not between)
+        rig.commit()
+    rig.book.release()
+    rig.commit()
+    assert len(rig.blocks) >= 5
+    rig.rows(100)
+    rig.commit()
+    assert rig.blocks[-1].end_s - rig.blocks[-1].start_s == interval_s
+
+
 def test_power_that_fails_in_the_midst_of_a_release_loses_no_block(tmp_path: Path) -> None:
     """Whatever of it is on the card, the next start seals the rest, and nothing a second time."""
     rig = waiting_rig(tmp_path / "account")

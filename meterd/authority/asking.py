@@ -110,7 +110,8 @@ class Asking:
                 if 0 < question.height <= self._node.roster.head.height:
                     self._node.out.append(SendCertificate(sender, question.height))
             case AskClosings():
-                self._node.out.append(SendClosings(sender, question.epoch))
+                if 0 < question.epoch <= len(self._node.roster.committees):
+                    self._node.out.append(SendClosings(sender, question.epoch))
             case AskOwnBatch():
                 last_one = self._node.sequences.get(question.kid, NOTHING)
                 self._node.say(

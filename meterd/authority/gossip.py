@@ -156,6 +156,8 @@ class Gossip(Node):
                 self.judging.runs.unsealed[before.chain] = None
         for kid, vote in snapshot.votes:
             self.hold(vote.leaf.chain).sort_vote(kid, vote)
+        for epoch, kid, leaf in snapshot.locks:
+            self.voting.lock(epoch, kid, leaf)
         for evidence in snapshot.evidence:
             self._convict(evidence, verify_evidence(evidence, self.roster))
         for chain_id, held in self.chains.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from meterd.authority.attestation import CHECKS_ALL, OPEN
 
 if TYPE_CHECKING:
+    from meterd.authority.attestation import Leaf
     from meterd.authority.roster import ChainId
     from meterd.authority.witness import Vote
 
@@ -72,6 +73,8 @@ class Snapshot(NamedTuple):
         counters: Last counter by sender.
         epoch: The epoch begun last.
         promises: (meter, incarnation, height), the last of each meter.
+        locks: (epoch, key id, leaf) of what voters had attested when they closed an epoch, above
+            what is certified.
     """
 
     starts: int = 1
@@ -86,6 +89,7 @@ class Snapshot(NamedTuple):
     counters: tuple[tuple[str, int], ...] = ()
     epoch: int = 1
     promises: tuple[tuple[str, int, int], ...] = ()
+    locks: tuple[tuple[int, bytes, Leaf], ...] = ()
 
 
 NEW = Snapshot()

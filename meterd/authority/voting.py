@@ -154,6 +154,9 @@ class Voting:
         self._node.records.append(PutBatch(batch, message))
         for leaf in batch.leaves:
             self._take_leaf(batch.kid, Vote(leaf, header.number, header.epoch))
+        if header.closing != OPEN:
+            for leaf in batch.leaves:
+                self.lock(header.epoch, batch.kid, leaf)
         if header.closing == CLOSED:
             self._closed.setdefault(header.epoch, set()).add(batch.kid)
             self._attest_soon()  # what waited for these locks
@@ -164,7 +167,7 @@ class Voting:
 
     def _stray(self, voter: str, batch: Batch, message: bytes) -> None:
         """A voter signed two batches in one place: what they say of chains may convict it."""
-        if batch.header.closing == CLOSED:
+        if batch.header.closing == CLOSED and not self._has_closed(batch.header.epoch, batch.kid):
             self._closed_beside(batch, message)
             return
         kept = self._strays.setdefault(batch.kid, {})
@@ -181,6 +184,12 @@ class Voting:
                 if here is not None and here != leaf.block_hash:
                     held.foreign.setdefault(batch.kid, vote)
                     self.suspect(held, batch.kid, vote)
+
+    def lock(self, epoch: int, kid: bytes, leaf: Leaf) -> None:
+        """Take note of what a voter had attested when it closed an epoch."""
+        held = self._node.hold(leaf.chain)
+        if leaf.height > held.certified:
+            held.locks[epoch, kid] = leaf
 
     def _has_closed(self, epoch: int, kid: bytes) -> bool:
         return kid in self._closed.get(epoch, ())
@@ -273,6 +282,8 @@ class Voting:
         self._node.records.append(PutCertified(held.chain_id, height, epoch))
         for at in [at for at in held.branch if at <= height]:
             del held.branch[at]
+        for by in [by for by, leaf in held.locks.items() if leaf.height <= height]:
+            del held.locks[by]
         if held.chain_id == self._node.roster.distributor:
             for at in range(before + 1, height + 1):
                 self._node.out.append(Certify(held.chain_id, at))
@@ -442,9 +453,13 @@ class Voting:
         Not of the last alone: its voters may have locked nothing of a chain that was certified
         before, as they never had its blocks.
         """
-        astray = held.ahead.keys() | held.foreign.keys()
         return all(
-            len(self._closers(committee) - astray) >= committee.quorum
+            sum(
+                lock is None or held.lies_on(lock)
+                for kid in self._closers(committee)
+                for lock in (held.locks.get((committee.epoch, kid)),)
+            )
+            >= committee.quorum
             for committee in self._node.roster.committees[: self._node.epoch - 1]
         )
 

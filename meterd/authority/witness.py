@@ -97,6 +97,8 @@ class Held:
         lacking: Hashes by height of blocks that came with a bad seal: they are asked for.
         asked_seals_ms: When they were asked for last, by the clock of `Now`.
         run_of: Who brought the last run.
+        locks: What voters had attested when they closed an epoch, above what is certified: by epoch
+            and key id.
         adoptions: How often another history has taken the place of this one.
     """
 
@@ -118,6 +120,7 @@ class Held:
         "head_hash",
         "height",
         "lacking",
+        "locks",
         "refused",
         "run_of",
         "sealed_to",
@@ -148,6 +151,7 @@ class Held:
         self.sealed_to = self.asked_seals_ms = self.adoptions = 0
         self.lacking: dict[int, bytes] = {}
         self.run_of = ""
+        self.locks: dict[tuple[int, bytes], Leaf] = {}
 
     @property
     def sealed(self) -> bool:
@@ -163,6 +167,10 @@ class Held:
         if epoch > (self.epochs[-1][1] if self.epochs else 1):
             self.epochs.append((self.height, epoch))
         self.hashes.pop(min(self.height - HASHES_KEPT, self.certified - 1), None)
+
+    def lies_on(self, leaf: Leaf) -> bool:
+        """Say whether an attestation is of this history, as far as it is held."""
+        return leaf.height <= self.certified or self.hashes.get(leaf.height) == leaf.block_hash
 
     def epoch_at(self, height: int) -> int:
         """Return the first epoch in which the block at `height` may be attested."""

@@ -82,7 +82,7 @@ CREATE TABLE batch (
     kid BLOB NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, epoch INTEGER NOT NULL,
     closing INTEGER NOT NULL, message BLOB NOT NULL, beside INTEGER NOT NULL,
     PRIMARY KEY (kid, number, hash)) WITHOUT ROWID;
-CREATE INDEX closing ON batch (epoch, kid) WHERE closing = 2;
+CREATE INDEX closing ON batch (epoch, kid) WHERE closing > 0;
 CREATE TABLE leaf (
     chain INTEGER NOT NULL, height INTEGER NOT NULL, kid BLOB NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (chain, height, kid, number)) WITHOUT ROWID;
@@ -279,7 +279,8 @@ class Store:
         run, many = self._db.execute, self._db.executemany
         header, kid = batch.header, batch.kid
         run(
-            "INSERT OR IGNORE INTO batch VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET beside = min(beside, excluded.beside)",
             (kid, header.number, batch.hash, header.epoch, header.closing, message, beside),
         )
         if beside:
@@ -371,10 +372,9 @@ class Store:
                 made = self.certificate(roster.distributor, effect.height, roster)
                 return [] if made is None else [made[1].encode()]
             case SendClosings():
-                rows = self._rows(
-                    "SELECT message FROM batch WHERE epoch = ? AND closing = 2 "
-                    "ORDER BY kid LIMIT ?",
-                    *(effect.epoch, BATCHES_AT_ONCE),
+                rows = self._rows(  # of one that closed it twice, either
+                    "SELECT message FROM batch WHERE epoch = ? AND closing = 2 GROUP BY kid",
+                    effect.epoch,
                 )
                 return [message for (message,) in rows]
 
@@ -428,7 +428,25 @@ class Store:
             evidence=tuple(data for (data,) in run("SELECT data FROM evidence")),
             counters=tuple(run("SELECT name, counter FROM counter").fetchall()),
             epoch=meta["epoch"],
+            locks=self._locks(),
             promises=tuple(run("SELECT meter, incarnation, height FROM promise").fetchall()),
+        )
+
+    def _locks(self) -> tuple[tuple[int, bytes, Leaf], ...]:
+        """Return what voters have locked as they closed epochs, where it is not certified."""
+        certified = {
+            (name, incarnation): height
+            for name, incarnation, height in self._db.execute(
+                "SELECT name, incarnation, certified FROM chain"
+            )
+        }
+        return tuple(
+            (epoch, kid, leaf)
+            for epoch, kid, message in self._db.execute(
+                "SELECT epoch, kid, message FROM batch WHERE closing > 0 AND NOT beside"
+            )
+            for leaf in open_batch(message, self._genesis).leaves
+            if leaf.height > certified.get(leaf.chain, 0)
         )
 
     def _sequence(self, kid: bytes) -> Sequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import cbor2
@@ -9,7 +10,7 @@ import pytest
 
 from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX
 from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch, open_batch
-from meterd.authority.effects import Assembled, Received, Tick
+from meterd.authority.effects import Assembled, Received, SendClosings, Tick
 from meterd.authority.messages import (
     AskClosings,
     Fetch,
@@ -19,7 +20,7 @@ from meterd.authority.messages import (
     open_said,
     say,
 )
-from meterd.authority.voting import BOOT_GRACE_MS
+from meterd.authority.voting import BOOT_GRACE_MS, STRAYS_MAX
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import seal
@@ -28,6 +29,7 @@ from tests.authority.examples import (
     GRID,
     HOUSE,
     NEXT_EPOCH,
+    NODES,
     OTHER_HOUSE,
     chain,
     key,
@@ -297,3 +299,53 @@ def test_claims_of_those_that_never_answer_leave_room_for_who_does() -> None:
     assert len(held.wanted) == CLAIMS_MAX
     assert FEEDER in held.wanted
     assert "silent-3" not in held.wanted
+
+
+@pytest.mark.parametrize("epoch", [0, 2, 2**63, 2**64 - 1])
+def test_a_question_for_an_epoch_that_is_none_ends_no_node(epoch: int) -> None:
+    net = Net()
+    net.settle(6)
+    house, before = net.nodes[HOUSE], len(net.nodes[HOUSE].sent)
+    said = Said(REGULATOR, 1 << 62, Fetch(HOUSE, (AskClosings(epoch),)))
+    house.feed(Received(REGULATOR, say(said, key(f"{REGULATOR} votes"), GENESIS.hash)))
+    assert house.sent[before:] == []
+
+
+def test_a_liar_that_closes_an_epoch_often_fills_no_card_and_hides_no_other_closing() -> None:
+    net = Net()
+    node = net.nodes[REGULATOR]
+    for by in (HOUSE, OTHER_HOUSE):
+        node.feed(Received(by, _batch(by, 1, bytes(32), CLOSED)))
+    for at in range(200):
+        lie = Leaf(HOUSE, 1, at + 1, bytes(32), 7)
+        node.feed(Received(FEEDER, _batch(FEEDER, 1, bytes(32), CLOSED, lie)))
+    ((rows,),) = node.store._rows("SELECT count(*) FROM batch WHERE beside")
+    assert rows <= STRAYS_MAX
+    closings = node.store.answers(SendClosings(HOUSE, 1), node.gossip.roster)
+    voters = [open_batch(message, GENESIS.hash).kid for message in closings]
+    assert len(voters) == len(set(voters)) == 3
+
+
+def test_a_vote_of_a_later_epoch_takes_no_lock_of_an_earlier_one_back() -> None:
+    """One of just enough that have closed it signs a block that nobody will ever see."""
+    changed = tuple(
+        replace(each, voting_key=public(f"{HOUSE} votes, 2")) if each.name == HOUSE else each
+        for each in NODES
+    )
+    net = Net()
+    node = net.nodes[REGULATOR]
+    order, proof = ordered(NEXT_EPOCH._replace(nodes=changed)).certified[0]
+    node.feed(Received(GRID, order))
+    node.feed(Received(GRID, proof.encode()))
+    lines = {by: _batch(by, 1, bytes(32), CLOSED) for by in (HOUSE, OTHER_HOUSE, FEEDER)}
+    for by, message in lines.items():
+        node.feed(Received(by, message))
+    assert node.gossip.epoch == 2
+    held = node.gossip.hold((HOUSE, 1))
+    assert node.gossip.voting._locks_adopted(held)
+    last = open_batch(lines[FEEDER], GENESIS.hash).hash
+    header = Header(2, 2, last, WALL_S, OPEN)
+    lie = Leaf(HOUSE, 1, 10**6, bytes(32), 7)
+    node.feed(Received(FEEDER, make_batch(header, [lie], key(f"{FEEDER} votes"), GENESIS.hash)[1]))
+    assert held.ahead
+    assert node.gossip.voting._locks_adopted(held)
