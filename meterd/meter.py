@@ -415,15 +415,15 @@ class Meter:
             return
         # Of what has waited the first block alone rests on answers, which soon are not fresh.
         book.release(first_only=not neighbours.free)
+        if not book.waiting and book.chain.head.height == height:
+            stamp = self._clock.stamp()
+            book.tick(stamp.boot_ms, stamp)
         if book.chain.head.height > height and not neighbours.may_seal(self._mono_ms()):
             raise StorageError(
                 f"the card took more than {FRESH_MS // 1000} s to read the rows of a block: what "
                 "neighbours had answered is out of date, and the block is given up",
                 hint="nothing is lost, the next start seals it; the card may be failing",
             )
-        if not book.waiting and book.chain.head.height == height:
-            stamp = self._clock.stamp()
-            book.tick(stamp.boot_ms, stamp)
         # On a full card nothing but the running sums knows what has been measured: they go on.
         book.waiting = book.waiting or not (neighbours.free or book.losing)
         if neighbours.free or book.chain.head.height > height:

@@ -9,7 +9,7 @@ An answer is also a promise: who gave it attests nothing above it for `PROMISE_M
 old block that one neighbour alone has kept may still spread afterwards, and be certified before the
 meter's next interval ends. So the answers are asked for anew when something is to be sealed, count
 for `FRESH_MS` from the question on, and what follows the first block waits until that is certified:
-from then on no quorum can certify another history.
+from then on no quorum can certify another history. (On a full card it does not wait: see `Meter`.)
 """
 
 from __future__ import annotations

@@ -486,7 +486,7 @@ class Voting:
     def answer_head(self, sender: str, question: AskHead) -> None:
         """Answer a meter's own device what is held of it, if this node can promise by it.
 
-        Who does not know its own votes, or those of the epoch before, has nothing to promise.
+        Who does not know its own votes, or the locks of the epochs before, has nothing to promise.
         """
         node = self._node
         if sender != question.meter or not node.booted or not node.votes or self._unclosed():
