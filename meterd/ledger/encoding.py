@@ -90,31 +90,11 @@ def decode(data: bytes, *, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:  # noqa: 
     """
     if len(data) > bytes_max:
         raise EncodingError(f"expected at most {bytes_max} bytes, got {len(data)}")
-    value = _loads(data)
+    value = read(data)
     _check((value,))
-    _compare(value, data)
-    return value
-
-
-def read(data: bytes) -> Any:  # noqa: ANN401 - the caller checks what it is
-    """Return a value that `data` spells, perhaps not in its one spelling, nor within the profile.
-
-    For a caller who knows each value's place, checks its type and range there, exactly, and then
-    spells it himself to compare.
-
-    Raises:
-        EncodingError: Not CBOR, or trailing bytes.
-    """
-    return _loads(data)
-
-
-def _compare(value: object, data: bytes) -> None:
-    try:
-        again = cbor2.dumps(value, canonical=True)  # without cycles to look for it is quicker
-    except (cbor2.CBOREncodeError, ValueError, TypeError, OverflowError) as error:
-        raise EncodingError("a value of no kind that is spelt here") from error
-    if again != data:
+    if cbor2.dumps(value, canonical=True) != data:  # without cycles to look for it is quicker
         raise EncodingError("not the shortest spelling of its value")
+    return value
 
 
 def _heads(major: int) -> tuple[bytes, ...]:
@@ -150,7 +130,7 @@ def decode_first(data: bytes) -> tuple[Any, int]:
     Raises:
         EncodingError: As for `decode`; what follows the value is not looked at.
     """
-    value = _loads(data)
+    value = read(data)
     _check((value,))
     spelt = cbor2.dumps(value)
     if not data.startswith(spelt):
@@ -158,7 +138,15 @@ def decode_first(data: bytes) -> tuple[Any, int]:
     return value, len(spelt)
 
 
-def _loads(data: bytes) -> object:
+def read(data: bytes) -> Any:  # noqa: ANN401 - the caller checks what it is
+    """Return a value that `data` spells, perhaps not in its one spelling, nor within the profile.
+
+    For a caller who knows each value's place, checks its type and range there, exactly, and then
+    spells it himself to compare.
+
+    Raises:
+        EncodingError: Not CBOR, or trailing bytes.
+    """
     try:
         return cbor2.loads(
             data,

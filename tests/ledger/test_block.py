@@ -124,6 +124,7 @@ def test_a_register_keeps_its_size_whatever_it_counts() -> None:
         pytest.param((0,), 1, "not a block", id="without a context"),
         pytest.param((1,), bytes(31), "not 32 bytes", id="with a short genesis"),
         pytest.param((2,), b"kitchen-12", "not a block", id="whose meter is bytes"),
+        pytest.param((2,), "k" * 33, "more than 32 characters", id="whose meter's name is long"),
         pytest.param((4,), "1", "not a block", id="whose height is text"),
         pytest.param((5,), b"", "not 32 bytes", id="without the block before"),
         pytest.param((6,), [0], "misshapen", id="with half an order"),
