@@ -10,6 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from meterd.device.card import sync_folder
 from meterd.errors import DeniedError
 
 if TYPE_CHECKING:
@@ -44,15 +45,6 @@ def put(path: Path, data: bytes, *, mode: int, fresh: bool = False) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Let the names in a folder outlast a failure of power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path, *, secret: bool = False) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from meterd.certificates.files import put, read, sync_folder
+from meterd.certificates.files import put, read
 from meterd.certificates.index import (
     INDEX,
     TIME,
@@ -36,6 +36,7 @@ from meterd.certificates.signing import (
     root_certificate,
     years_after,
 )
+from meterd.device.card import sync_folder
 from meterd.errors import ConfigError
 
 if TYPE_CHECKING:
