@@ -108,7 +108,7 @@ class Neighbours:
         self._kept_ms: int | None = None
         self._now_ms = 0
         self._search = HeadSearch(chain.meter, chain.meter)
-        self._question = ""
+        self._asks = False  # a question of ours lies there, or did
         self._answered = False  # once in this start
         self._higher_ms = 0
         self._waited_for: set[str] = set()
@@ -218,9 +218,8 @@ class Neighbours:
             return
         settled = self.may_seal(now_ms) or self._search.first is not None
         wanted = not settled and (due or not self._answered)
-        if not wanted and self._question:
-            self._outbox.remove(self._question)
-            self._question = ""
+        if not wanted and self._asks:
+            self._withdraw(self._outbox)
         if wanted and (self._asked_ms is None or now_ms - self._asked_ms >= ASK_MS):
             self._ask(self._outbox, now_ms)
         if self.free or not (due or self._search.first is not None):
@@ -230,15 +229,21 @@ class Neighbours:
         self._fill()
 
     def _ask(self, outbox: Mailbox, now_ms: int) -> None:
-        if self._question:
-            outbox.remove(self._question)
+        self._withdraw(outbox)
         nonce = os.urandom(NONCE_BYTES)
-        self._asked_ms, self._question = now_ms, f"question-{nonce.hex()}"
+        self._asked_ms, self._asks = now_ms, True
         self._search.ask(nonce, now_ms)
         heights = (self._chain.head.height, self.roster.head.height)
         held = b"".join(height.to_bytes(HEIGHT_BYTES, "big") for height in heights)
-        outbox.put(self._question, nonce + held)
+        outbox.put(f"question-{nonce.hex()}", nonce + held)
         outbox.ring()
+
+    def _withdraw(self, outbox: Mailbox) -> None:
+        """Take back what was asked before, in an earlier start too that nobody has answered."""
+        self._asks = False
+        for name in outbox.names():
+            if name.startswith("question-"):
+                outbox.remove(name)
 
     def _fill(self) -> None:
         """Let the oldest blocks that are not certified lie in the outbox, no others."""

@@ -220,6 +220,14 @@ def test_a_question_lies_there_anew_until_it_is_answered_and_says_what_the_card_
     assert home.question() is None
 
 
+def test_questions_of_starts_that_nobody_answered_do_not_pile_up(tmp_path: Path) -> None:
+    """The peer process is down, and the meter starts again and again."""
+    for _ in range(5):
+        home = Home(tmp_path / "state")
+        home.turn()
+        assert home.question() is not None  # there is one
+
+
 def test_what_is_due_is_asked_for_again_where_the_answers_are_too_old(home: Home) -> None:
     home.release()
     home.turn(3_600_000)

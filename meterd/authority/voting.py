@@ -203,6 +203,8 @@ class Voting:
         if batch.kid == self._node.kid:
             return
         self._strays.setdefault(batch.kid, {})
+        voter, number = self._node.voter_name(batch.kid), batch.header.number
+        self._node.tell(1, "closed_beside", authority=voter, number=number)
         self._closed.setdefault(batch.header.epoch, set()).add(batch.kid)
         self._node.records.append(PutBatch(batch, message, beside=True))
         self._attest_soon()

@@ -237,6 +237,7 @@ def test_an_epoch_that_a_liar_closed_in_another_sequence_is_closed_for_all(shown
         assert regulator.gossip.epoch == 1
         regulator.feed(Received(FEEDER, message))
     assert regulator.gossip.epoch == 2
+    assert [each.event for each in regulator.told].count("closed_beside") == 1
     regulator.start()
     assert regulator.gossip.epoch == 2
     assert len(regulator.gossip.voting._closed[1]) == 3, "it outlasts a start"
