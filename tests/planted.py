@@ -16,7 +16,7 @@ from meterd.authority import attestation, boot, certificate, promises, roster, v
 from meterd.device.store import Store
 from meterd.ledger import encoding
 from tests import sim_nodes, sim_oracle
-from tests.simulator import Plan, Step
+from tests.sim_plan import Plan, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,8 @@ import pytest
 
 from tests.planted import BUGS, Bug, planted
 from tests.sim_oracle import Refuted
-from tests.simulator import Plan, World, plan_of, play
+from tests.sim_plan import Plan, plan_of
+from tests.simulator import World, play
 
 SEEDS = 200
 CHUNK = 20

@@ -37,7 +37,8 @@ from meterd.device.store import (
 from meterd.errors import AbsentError, ConfigError, DeniedError, MeterdError, StorageError
 from meterd.ledger.encoding import MESSAGE_BYTES_MAX, key_id
 from tests.authority.examples import GENESIS, HOUSE, ROSTER, VOTERS, chain, key, sealed
-from tests.simulator import Plan, Step, World
+from tests.sim_plan import Plan, Step
+from tests.simulator import World
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
