@@ -49,6 +49,7 @@ from meterd.authority.gossip import Gossip
 from meterd.authority.messages import NONCE_BYTES
 from meterd.authority.senders import Settings as Pace
 from meterd.config import load_node
+from meterd.device import proofs
 from meterd.device.broker import Broker, parse_address
 from meterd.device.clock import SystemClock
 from meterd.device.mailbox import HEIGHT_BYTES, INBOX, OUTBOX, Mailbox
@@ -419,10 +420,10 @@ class Peer:
                 case Load():
                     self._events.append(Loaded(effect, self._store.load(effect)))
                 case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
-                    for message in self._store.answers(effect, self.gossip.roster):
+                    for message in proofs.answers(self._store, effect, self.gossip.roster):
                         self._publish(f"answer/{effect.to}", message)
                 case Accuse():
-                    proof = self._store.accuse(effect)
+                    proof = proofs.accuse(self._store, effect)
                     if proof is not None:
                         self._events.append(Assembled(proof))
                 case Certify():
@@ -458,7 +459,7 @@ class Peer:
 
     def _certify(self, effect: Certify) -> None:
         roster = self.gossip.roster
-        made = self._store.certify(effect, roster)
+        made = proofs.certify(self._store, effect, roster)
         if made is None:
             return
         sealed, certificate = made

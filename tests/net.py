@@ -28,6 +28,7 @@ from meterd.authority.effects import (
 )
 from meterd.authority.gossip import Gossip
 from meterd.authority.senders import Settings
+from meterd.device import proofs
 from meterd.device.store import Store
 from meterd.ledger.encoding import decode, digest, key_id, seal, take_apart
 from tests.authority.examples import GENESIS, GRID, HOUSE, OTHER_HOUSE, VOTERS, chain, key, sealed
@@ -98,14 +99,14 @@ class Member:
             case Load():
                 self.feed(Loaded(effect, self.store.load(effect)))
             case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
-                for message in self.store.answers(effect, self.gossip.roster):
+                for message in proofs.answers(self.store, effect, self.gossip.roster):
                     self.publish(f"answer/{effect.to}", message)
             case Accuse():
-                proof = self.store.accuse(effect)
+                proof = proofs.accuse(self.store, effect)
                 if proof is not None:
                     self.feed(Assembled(proof))
             case Certify():
-                self.store.certify(effect, self.gossip.roster)
+                proofs.certify(self.store, effect, self.gossip.roster)
             case Tell():
                 self.told.append(effect)
             case _:

@@ -38,6 +38,7 @@ from meterd.authority.effects import (
 from meterd.authority.gossip import Gossip
 from meterd.authority.messages import BLOCKS_CONTEXT, HeadHeld, OwnBatch, open_said, say
 from meterd.authority.senders import Settings
+from meterd.device import proofs
 from meterd.device.store import Store
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import Block, Clock, Energy, decode_block
@@ -384,10 +385,10 @@ class SimNode:
                 self.feed(Loaded(effect, self.store.load(effect)))
             case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
                 assert self.gossip is not None
-                for message in self.store.answers(effect, self.gossip.roster):
+                for message in proofs.answers(self.store, effect, self.gossip.roster):
                     world.publish(self, f"answer/{effect.to}", message)
             case Accuse():
-                proof = self.store.accuse(effect)
+                proof = proofs.accuse(self.store, effect)
                 if proof is not None:
                     self.feed(Assembled(proof))
             case Certify():
@@ -459,7 +460,7 @@ class SimNode:
 
     def _certify(self, effect: Certify) -> None:
         assert self.gossip is not None
-        made = self.store.certify(effect, self.gossip.roster)
+        made = proofs.certify(self.store, effect, self.gossip.roster)
         if made is None or self.lies:
             return
         self.world.oracle.certificate(made[1])
@@ -476,7 +477,7 @@ class SimNode:
         roster, distributor = self.gossip.roster, self.gossip.roster.distributor
         for height in range(self.meter.roster.head.height + 1, roster.head.height + 1):
             assert distributor is not None
-            made = self.store.certificate(distributor, height, roster)
+            made = proofs.certificate(self.store, distributor, height, roster)
             if made is not None:
                 self.meter.deliver("order", encode([made[0], made[1].spell()]))
 

@@ -29,6 +29,7 @@ from meterd.authority.certificate import (
     votes_evidence,
 )
 from meterd.authority.effects import Received, Sealed, Tick
+from meterd.device import proofs
 from meterd.errors import AbsentError, BlockRejectedError
 from meterd.ledger.account import Genesis, Meter, Node
 from meterd.ledger.block import decode_block
@@ -582,7 +583,7 @@ class World:
                     continue
                 height = draw.randint(1, held.certified)
                 try:
-                    receipt = node.store.receipt((name, incarnation), height, core.roster)
+                    receipt = proofs.receipt(node.store, (name, incarnation), height, core.roster)
                     opened = open_receipt(receipt.encode())
                     verify_receipt(opened, self.genesis)
                 except (AbsentError, BlockRejectedError) as error:

@@ -34,6 +34,7 @@ from meterd.authority.effects import (
 from meterd.authority.gossip import Gossip
 from meterd.authority.senders import Settings
 from meterd.ctl.account import StoredAccount
+from meterd.device import proofs
 from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
 from meterd.device.store import Store
 from meterd.device.vault import create_seal, create_vote
@@ -143,10 +144,10 @@ class StreetNode:
                 case Load():
                     self.feed(Loaded(effect, self.store.load(effect)))
                 case SendBatches() | SendEvidence() | SendCertificate() | SendClosings():
-                    for message in self.store.answers(effect, self.gossip.roster):
+                    for message in proofs.answers(self.store, effect, self.gossip.roster):
                         self.street.publish(self.name, f"answer/{effect.to}", message)
                 case Accuse():
-                    proof = self.store.accuse(effect)
+                    proof = proofs.accuse(self.store, effect)
                     if proof is not None:
                         self.feed(Assembled(proof))
                 case Certify():
@@ -157,7 +158,7 @@ class StreetNode:
     def _certify(self, effect: Certify) -> None:
         """Keep what the meter process keeps."""
         roster = self.gossip.roster
-        made = self.store.certify(effect, roster)
+        made = proofs.certify(self.store, effect, roster)
         if made is not None and effect.chain != roster.distributor:
             (self.state / "certificate").write_bytes(made[1].encode())
 

@@ -14,6 +14,7 @@ from meterd.authority.certificate import spell_order
 from meterd.authority.effects import Received
 from meterd.ctl.order_changes import CHANGES
 from meterd.ctl.order_desk import LETTER
+from meterd.device import proofs
 from meterd.device.archive import keep_order, open_newest, read_orders
 from meterd.device.mailbox import NAME
 from meterd.device.vault import load_seal
@@ -382,7 +383,7 @@ def test_a_device_that_an_order_enrolled_joins_with_the_orders(
     certify(grid.parent)
     with closing(Street(grid.parent)) as street:
         node = street.nodes[HOUSE]
-        order = node.store.certificate((GRID, 1), 1, node.gossip.roster)
+        order = proofs.certificate(node.store, (GRID, 1), 1, node.gossip.roster)
     assert order is not None
     keep_order(tmp_path, spell_order(*order))
     join = ("network", "join", *new, "--genesis", grid / "genesis.cbor", "--yes")

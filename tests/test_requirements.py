@@ -26,6 +26,7 @@ from meterd.authority.certificate import seals_evidence, verify_receipt
 from meterd.authority.effects import Connected, Load, Received, Sealed, Stopping, Tick
 from meterd.authority.messages import AskBlocks, Fetch, Said, open_said, say
 from meterd.authority.senders import FAULTS_MAX, PACED, Sender, Settings
+from meterd.device import proofs
 from meterd.device.vault import create_next_seal, create_seal, load_seals
 from meterd.errors import BlockRejectedError
 from meterd.ledger.chain import verify_sealed
@@ -682,7 +683,7 @@ def assert_history(net: Net, history: list[Block]) -> None:
     """Every node can prove each block to whoever knows the genesis alone; to no other network."""
     for node in net.nodes.values():
         for height, item in enumerate(history, start=1):
-            receipt = node.store.receipt((HOUSE, 1), height, node.gossip.roster)
+            receipt = proofs.receipt(node.store, (HOUSE, 1), height, node.gossip.roster)
             assert verify_receipt(receipt, net.genesis).block_hash == item.hash
             with pytest.raises(BlockRejectedError):
                 verify_receipt(receipt, GENESIS)

@@ -23,6 +23,7 @@ from meterd.authority.gossip import Gossip
 from meterd.authority.snapshot import NEW
 from meterd.ctl.options import add_state
 from meterd.ctl.owner import as_owner
+from meterd.device import proofs
 from meterd.device.store import Store
 from meterd.errors import (
     AbsentError,
@@ -180,7 +181,7 @@ class KnownNode:
         """
         if self.store is None or height < 1:
             return None
-        made = self.store.certificate(chain_id, height, self.roster)
+        made = proofs.certificate(self.store, chain_id, height, self.roster)
         if made is None:
             return None
         try:

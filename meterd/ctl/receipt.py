@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.certificate import summary, verify_receipt
 from meterd.ctl.node import add_node, open_node
 from meterd.ctl.options import positive
+from meterd.device import proofs
 from meterd.errors import AbsentError, BlockRejectedError, ConfigError, StorageError, UsageError
 from meterd.init import write_new
 
@@ -110,7 +111,7 @@ def receipt_of(
             f" {held.certified}",
             hint="a quorum has to attest it first; `meterctl peers` shows who has",
         )
-    receipt = store.receipt(chain_id, height, node.roster)
+    receipt = proofs.receipt(store, chain_id, height, node.roster)
     try:
         return receipt.encode(), verify_receipt(receipt, node.genesis)
     except BlockRejectedError as error:

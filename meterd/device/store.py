@@ -15,14 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from meterd.authority.attestation import CHECKS_ALL, Leaf, open_batch, prove
-from meterd.authority.certificate import (
-    Certificate,
-    Receipt,
-    certificate_of,
-    open_certificate,
-    votes_evidence,
-)
+from meterd.authority.attestation import CHECKS_ALL, Leaf, open_batch
 from meterd.authority.effects import (
     DropBlocks,
     PutBatch,
@@ -36,22 +29,11 @@ from meterd.authority.effects import (
     PutSeal,
     PutSealed,
     PutStart,
-    SendBatches,
-    SendCertificate,
-    SendClosings,
-    SendEvidence,
 )
 from meterd.authority.messages import COUNTED_FROM_S
 from meterd.authority.snapshot import HeldBefore, Sequence, Snapshot
 from meterd.authority.witness import HASHES_KEPT, Vote
-from meterd.errors import (
-    AbsentError,
-    BlockRejectedError,
-    ConfigError,
-    DeniedError,
-    EncodingError,
-    StorageError,
-)
+from meterd.errors import BlockRejectedError, ConfigError, DeniedError, EncodingError, StorageError
 from meterd.ledger.encoding import take_apart
 
 if TYPE_CHECKING:
@@ -59,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Sequence_
 
     from meterd.authority.attestation import Batch
-    from meterd.authority.effects import Accuse, Certify, Load, Record
-    from meterd.authority.roster import ChainId, Roster
+    from meterd.authority.effects import Load, Record
+    from meterd.authority.roster import ChainId
 
 SCHEMA = 3
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
@@ -134,7 +116,7 @@ class Store:
             StorageError: The card is full or failed.
             StoreDamagedError: It cannot be read.
         """
-        self._path, self._genesis = path, genesis
+        self._path, self.genesis = path, genesis
         with _refusing(path):
             self._db = sqlite3.connect(
                 path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
@@ -154,7 +136,7 @@ class Store:
                 if statement.strip():
                     run(statement)
             put = "INSERT INTO meta VALUES (?, ?)"
-            run(put, ("genesis", self._genesis))
+            run(put, ("genesis", self.genesis))
             run(put, ("node", node))
             run(put, ("starts", 0))
             run(put, ("epoch", 1))
@@ -166,7 +148,7 @@ class Store:
                 hint="install the meterd that wrote it, or move it away: peers have it all",
             )
         meta = dict(run("SELECT key, value FROM meta").fetchall())
-        if (meta.get("genesis"), meta.get("node")) != (self._genesis, node):
+        if (meta.get("genesis"), meta.get("node")) != (self.genesis, node):
             raise ConfigError(
                 f"the store {self._path} is of node {meta.get('node')} in another network, or of "
                 "another node",
@@ -355,28 +337,49 @@ class Store:
         rows = self._rows("SELECT data FROM evidence WHERE id = ?", evidence_id)
         return rows[0][0] if rows else None
 
-    def answers(
-        self,
-        effect: SendBatches | SendEvidence | SendCertificate | SendClosings,
-        roster: Roster,
-    ) -> list[bytes]:
-        """Return the messages that a peer has asked for; none where they are not here."""
-        match effect:
-            case SendBatches():
-                return self.batches(effect.kid, effect.first, effect.last)
-            case SendEvidence():
-                evidence = self.evidence(effect.evidence_id)
-                return [] if evidence is None else [evidence]
-            case SendCertificate():
-                assert roster.distributor is not None  # noqa: S101 - whose orders these are
-                made = self.certificate(roster.distributor, effect.height, roster)
-                return [] if made is None else [made[1].encode()]
-            case SendClosings():
-                rows = self._rows(  # of one that closed it twice, either
-                    "SELECT message FROM batch WHERE epoch = ? AND closing = 2 GROUP BY kid",
-                    effect.epoch,
-                )
-                return [message for (message,) in rows]
+    def closings(self, epoch: int) -> list[bytes]:
+        """Return a message of each voter that closed an epoch; of one that did so twice, either."""
+        rows = self._rows(
+            "SELECT message FROM batch WHERE epoch = ? AND closing = 2 GROUP BY kid", epoch
+        )
+        return [message for (message,) in rows]
+
+    def votes_above(self, chain_id: ChainId, height: int) -> Iterator[tuple[bytes, int, bytes]]:
+        """Yield (kid, epoch, message) of batches with a leaf of a chain at `height` or above it.
+
+        By the leaf's height, ascending; not those beside a voter's sequence.
+        """
+        with _refusing(self._path), closing(self._db.cursor()) as cursor:
+            yield from cursor.execute(
+                "SELECT leaf.kid, batch.epoch, batch.message FROM leaf JOIN batch "
+                "ON batch.kid = leaf.kid AND batch.number = leaf.number "
+                "WHERE leaf.chain = ? AND leaf.height >= ? AND NOT batch.beside "
+                "ORDER BY leaf.height",
+                (self._chains.get(chain_id, 0), height),
+            )
+
+    def hash_at(self, chain_id: ChainId, height: int) -> bytes:
+        """Return the hash of a block, or no bytes."""
+        rows = self._rows(
+            "SELECT hash FROM block WHERE chain = ? AND height = ?",
+            self._chains.get(chain_id, 0),
+            height,
+        )
+        return rows[0][0] if rows else b""
+
+    def unsealed(self, chain_id: ChainId, height: int) -> bool:
+        """Say whether a block's own seal has not been verified: it proves nothing yet."""
+        rows = self._rows(
+            "SELECT 1 FROM block WHERE chain = ? AND height = ? AND checks >= 8",
+            self._chains.get(chain_id, 0),
+            height,
+        )
+        return bool(rows)
+
+    def shown(self, height: int) -> bytes | None:
+        """Return the certificate of an order that a peer has shown, or None."""
+        rows = self._rows("SELECT data FROM certificate WHERE height = ?", height)
+        return rows[0][0] if rows else None
 
     def snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:
         """Return what this node goes on from; `kid` is its own voting key's id."""
@@ -445,7 +448,7 @@ class Store:
             for epoch, kid, message in self._db.execute(
                 "SELECT epoch, kid, message FROM batch WHERE closing > 0 AND NOT beside"
             )
-            for leaf in open_batch(message, self._genesis).leaves
+            for leaf in open_batch(message, self.genesis).leaves
             if leaf.height > certified.get(leaf.chain, 0)
         )
 
@@ -482,147 +485,6 @@ class Store:
         )
         sealed_to = head if unsealed is None else unsealed - 1
         return HeldBefore(chain_id, hashes, payloads, certified, epoch, checks, sealed_to)
-
-    # --- proofs -----------------------------------------------------------------------------
-
-    def _batch(self, kid: bytes, number: int, leaf: Leaf, *, epoch: int = 0) -> Batch | None:
-        """Return a voter's batch that has this leaf, in `epoch` or in any; it may lie beside."""
-        for (message,) in self._db.execute(
-            "SELECT message FROM batch WHERE kid = ? AND number = ?", (kid, number)
-        ):
-            batch = open_batch(message, self._genesis)
-            if leaf in batch.leaves and epoch in {0, batch.header.epoch}:
-                return batch
-        return None
-
-    def accuse(self, accuse: Accuse) -> bytes | None:
-        """Return the evidence that a voter attested two histories; None if it is not all here."""
-        with _refusing(self._path):
-            low = self._batch(accuse.kid, accuse.low_number, accuse.low)
-            high = self._batch(accuse.kid, accuse.high_number, accuse.high)
-        if low is None or high is None:
-            return None
-        between = [
-            take_apart(sealed).payload
-            for _, sealed in self.blocks(
-                accuse.high.chain, accuse.low.height + 1, accuse.high.height
-            )
-        ]
-        return votes_evidence(
-            (prove(low, low.leaves.index(accuse.low)), accuse.low),
-            (prove(high, high.leaves.index(accuse.high)), accuse.high),
-            between,
-        )
-
-    def certify(self, certify: Certify, roster: Roster) -> tuple[bytes, Certificate] | None:
-        """Return a block with its seal, and its certificate; None if it is not all here."""
-        chain_id, height = certify.chain, certify.height
-        if not certify.votes:
-            return self.certificate(chain_id, height, roster)
-        votes = []
-        with _refusing(self._path):
-            for kid, number, leaf in certify.votes:
-                batch = self._batch(kid, number, leaf, epoch=certify.epoch)
-                if batch is not None and leaf.block_hash == self._hash_at(chain_id, leaf.height):
-                    votes.append((batch, leaf))
-        needed = roster.quorums(chain_id, height)[certify.epoch]
-        return self._certificate(chain_id, height, votes, needed)
-
-    def _certificate(
-        self, chain_id: ChainId, height: int, votes: list[tuple[Batch, Leaf]], needed: int
-    ) -> tuple[bytes, Certificate] | None:
-        if len(votes) < needed:
-            return None
-        top = sorted(leaf.height for _, leaf in votes)[needed - 1]
-        sealed = [message for _, message in self.blocks(chain_id, height, top)]
-        if len(sealed) != top - height + 1 or self._unsealed(chain_id, height):
-            return None
-        payloads = [take_apart(message).payload for message in sealed]
-        with _refusing(self._path):
-            place = (*chain_id, height, self._hash_at(chain_id, height))
-        return sealed[0], certificate_of(place, votes, payloads[1:], needed)
-
-    def certificate(
-        self, chain_id: ChainId, height: int, roster: Roster
-    ) -> tuple[bytes, Certificate] | None:
-        """Return a block with its seal and certificate, out of the batches nearest above it.
-
-        Args:
-            chain_id: Which chain.
-            height: The block's height.
-            roster: The network as this node knows it.
-        """
-        quorums = roster.quorums(chain_id, height)
-        by_epoch: dict[int, list[tuple[Batch, Leaf]]] = {}
-        seen = set[tuple[int, bytes]]()
-        with _refusing(self._path):
-            found = self._db.execute(
-                "SELECT leaf.kid, leaf.height, batch.epoch, batch.message FROM leaf JOIN batch "
-                "ON batch.kid = leaf.kid AND batch.number = leaf.number "
-                "WHERE leaf.chain = ? AND leaf.height >= ? AND NOT batch.beside "
-                "ORDER BY leaf.height",
-                (self._chains.get(chain_id, 0), height),
-            )
-            for kid, _, epoch, message in found:
-                if (epoch, kid) in seen or epoch not in quorums:
-                    continue
-                batch = open_batch(message, self._genesis)
-                leaf = next(leaf for leaf in batch.leaves if leaf.chain == chain_id)
-                if leaf.block_hash != self._hash_at(chain_id, leaf.height):
-                    continue  # of another history
-                seen.add((epoch, kid))
-                votes = by_epoch.setdefault(epoch, [])
-                votes.append((batch, leaf))
-                if len(votes) == quorums[epoch]:
-                    made = self._certificate(chain_id, height, votes, quorums[epoch])
-                    if made is not None:
-                        return made
-        return self._kept_certificate(chain_id, height) if chain_id == roster.distributor else None
-
-    def _kept_certificate(
-        self, distributor: ChainId, height: int
-    ) -> tuple[bytes, Certificate] | None:
-        """Return an order with the certificate that a peer has shown."""
-        rows = self._rows("SELECT data FROM certificate WHERE height = ?", height)
-        sealed = [sealed for _, sealed in self.blocks(distributor, height, height)]
-        return (sealed[0], open_certificate(rows[0][0])) if rows and sealed else None
-
-    def _unsealed(self, chain_id: ChainId, height: int) -> bool:
-        """Say whether a block's own seal has not been verified: it proves nothing yet."""
-        rows = self._rows(
-            "SELECT 1 FROM block WHERE chain = ? AND height = ? AND checks >= 8",
-            self._chains.get(chain_id, 0),
-            height,
-        )
-        return bool(rows)
-
-    def _hash_at(self, chain_id: ChainId, height: int) -> bytes:
-        row = self._db.execute(
-            "SELECT hash FROM block WHERE chain = ? AND height = ?",
-            (self._chains.get(chain_id, 0), height),
-        ).fetchone()
-        return row[0] if row else b""
-
-    def receipt(self, chain_id: ChainId, height: int, roster: Roster) -> Receipt:
-        """Return a block's receipt.
-
-        Raises:
-            AbsentError: It is not certified, or not all of its proof is here.
-        """
-        made = self.certificate(chain_id, height, roster)
-        if made is None:
-            raise AbsentError(
-                f"block {height} of {chain_id[0]} is not certified as far as this node knows",
-                hint="see `meterctl head`; ask again once it is",
-            )
-        orders = []
-        for at in range(1, roster.head.height + 1):
-            assert roster.distributor is not None  # noqa: S101 - whose orders these are
-            order = self.certificate(roster.distributor, at, roster)
-            if order is None:
-                raise AbsentError(f"the certificate of order {at} is not here")
-            orders.append(order)
-        return Receipt(made[0], made[1], tuple(orders))
 
 
 T = TypeVar("T")

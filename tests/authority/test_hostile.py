@@ -21,6 +21,7 @@ from meterd.authority.messages import (
     say,
 )
 from meterd.authority.voting import BOOT_GRACE_MS, STRAYS_MAX
+from meterd.device import proofs
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import seal
@@ -322,7 +323,7 @@ def test_a_liar_that_closes_an_epoch_often_fills_no_card_and_hides_no_other_clos
         node.feed(Received(FEEDER, _batch(FEEDER, 1, bytes(32), CLOSED, lie)))
     ((rows,),) = node.store._rows("SELECT count(*) FROM batch WHERE beside")
     assert rows <= STRAYS_MAX
-    closings = node.store.answers(SendClosings(HOUSE, 1), node.gossip.roster)
+    closings = proofs.answers(node.store, SendClosings(HOUSE, 1), node.gossip.roster)
     voters = [open_batch(message, GENESIS.hash).kid for message in closings]
     assert len(voters) == len(set(voters)) == 3
 

@@ -12,6 +12,7 @@ from meterd.authority.attestation import CHECKS_ALL
 from meterd.authority.effects import Certify, Now, Received, Tick
 from meterd.authority.messages import AskBlocks, Fetch, Said, blocks_message, open_said, say
 from meterd.authority.witness import UNSEALED, judge_block, judge_run
+from meterd.device import proofs
 from meterd.errors import BlockRejectedError
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import seal, take_apart
@@ -209,9 +210,9 @@ def test_no_certificate_is_made_of_a_block_whose_seal_was_not_verified() -> None
     net.assert_certified(LENGTH)
     regulator = net.nodes[REGULATOR]
     roster = regulator.gossip.roster
-    assert regulator.store.certify(Certify(CHAIN, 3), roster)
+    assert proofs.certify(regulator.store, Certify(CHAIN, 3), roster)
     regulator.store._db.execute(
         f"UPDATE block SET checks = {CHECKS_ALL | UNSEALED} WHERE height = 3"
     )
-    assert regulator.store.certify(Certify(CHAIN, 3), roster) is None
-    assert regulator.store.certify(Certify(CHAIN, 4), roster)
+    assert proofs.certify(regulator.store, Certify(CHAIN, 3), roster) is None
+    assert proofs.certify(regulator.store, Certify(CHAIN, 4), roster)

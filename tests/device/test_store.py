@@ -26,6 +26,7 @@ from meterd.authority.effects import (
 from meterd.authority.gossip import Gossip
 from meterd.authority.messages import Digest, Said, blocks_message, say
 from meterd.authority.senders import Settings
+from meterd.device import proofs
 from meterd.device import store as module
 from meterd.device.store import (
     BATCHES_AT_ONCE,
@@ -323,7 +324,7 @@ def use(store: Store) -> Gossip:
     )
     store.load(Load(CHAIN, 1, 100))
     store.batches(KID, 1, 20)
-    store.certificate(CHAIN, 100, core.roster)
+    proofs.certificate(store, CHAIN, 100, core.roster)
     return core
 
 
@@ -433,10 +434,10 @@ def test_of_a_chain_that_is_not_held_nothing_is_loaded(store: Store) -> None:
     assert store.load(Load(("house-9", 1), 1, 10)) == ()
     assert store.batches(KID, 1, 10) == []
     assert store.evidence(bytes(32)) is None
-    assert store.certificate(("house-9", 1), 1, ROSTER) is None
-    assert store.certify(Certify(CHAIN, 1), ROSTER) is None
+    assert proofs.certificate(store, ("house-9", 1), 1, ROSTER) is None
+    assert proofs.certify(store, Certify(CHAIN, 1), ROSTER) is None
     with pytest.raises(AbsentError, match="not certified"):
-        store.receipt(("house-9", 1), 1, ROSTER)
+        proofs.receipt(store, ("house-9", 1), 1, ROSTER)
 
 
 def test_batches_come_in_bounded_answers(store: Store) -> None:
@@ -607,12 +608,12 @@ def test_there_is_a_receipt_of_every_certified_block(
             if chain_id == core.roster.distributor:
                 continue
             for height in range(1, held.certified + 1):
-                receipt = node.store.receipt(chain_id, height, core.roster)
+                receipt = proofs.receipt(node.store, chain_id, height, core.roster)
                 vouched = verify_receipt(open_receipt(receipt.encode()), world.genesis)
                 assert (vouched.block.meter, vouched.block.height) == (chain_id[0], height)
                 assert len(vouched.certified.voters) >= quorums[vouched.certified.epoch]
             with pytest.raises(MeterdError):
-                node.store.receipt(chain_id, held.height + 1, core.roster)
+                proofs.receipt(node.store, chain_id, held.height + 1, core.roster)
 
 
 def test_a_store_has_one_block_of_each_height(world: World) -> None:

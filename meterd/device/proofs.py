@@ -1,0 +1,161 @@
+"""Joins what a store holds into what a stranger can verify: certificates, receipts, evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterd.authority.attestation import open_batch, prove
+from meterd.authority.certificate import (
+    Certificate,
+    Receipt,
+    certificate_of,
+    open_certificate,
+    votes_evidence,
+)
+from meterd.authority.effects import SendBatches, SendCertificate, SendClosings, SendEvidence
+from meterd.errors import AbsentError
+from meterd.ledger.encoding import take_apart
+
+if TYPE_CHECKING:
+    from meterd.authority.attestation import Batch, Leaf
+    from meterd.authority.effects import Accuse, Certify
+    from meterd.authority.roster import ChainId, Roster
+    from meterd.device.store import Store
+
+
+def answers(
+    store: Store,
+    effect: SendBatches | SendEvidence | SendCertificate | SendClosings,
+    roster: Roster,
+) -> list[bytes]:
+    """Return the messages that a peer has asked for; none where they are not here."""
+    match effect:
+        case SendBatches():
+            return store.batches(effect.kid, effect.first, effect.last)
+        case SendEvidence():
+            evidence = store.evidence(effect.evidence_id)
+            return [] if evidence is None else [evidence]
+        case SendCertificate():
+            assert roster.distributor is not None  # noqa: S101 - whose orders these are
+            made = certificate(store, roster.distributor, effect.height, roster)
+            return [] if made is None else [made[1].encode()]
+        case SendClosings():
+            return store.closings(effect.epoch)
+
+
+def accuse(store: Store, accuse: Accuse) -> bytes | None:
+    """Return the evidence that a voter attested two histories; None if it is not all here."""
+    low = _batch(store, accuse.kid, accuse.low_number, accuse.low)
+    high = _batch(store, accuse.kid, accuse.high_number, accuse.high)
+    if low is None or high is None:
+        return None
+    between = [
+        take_apart(sealed).payload
+        for _, sealed in store.blocks(accuse.high.chain, accuse.low.height + 1, accuse.high.height)
+    ]
+    return votes_evidence(
+        (prove(low, low.leaves.index(accuse.low)), accuse.low),
+        (prove(high, high.leaves.index(accuse.high)), accuse.high),
+        between,
+    )
+
+
+def _batch(store: Store, kid: bytes, number: int, leaf: Leaf, *, epoch: int = 0) -> Batch | None:
+    """Return a voter's batch that has this leaf, in `epoch` or in any; it may lie beside."""
+    for message in store.batches(kid, number, number):
+        batch = open_batch(message, store.genesis)
+        if leaf in batch.leaves and epoch in {0, batch.header.epoch}:
+            return batch
+    return None
+
+
+def certify(store: Store, certify: Certify, roster: Roster) -> tuple[bytes, Certificate] | None:
+    """Return a block with its seal, and its certificate; None if it is not all here."""
+    chain_id, height = certify.chain, certify.height
+    if not certify.votes:
+        return certificate(store, chain_id, height, roster)
+    votes = []
+    for kid, number, leaf in certify.votes:
+        batch = _batch(store, kid, number, leaf, epoch=certify.epoch)
+        if batch is not None and leaf.block_hash == store.hash_at(chain_id, leaf.height):
+            votes.append((batch, leaf))
+    needed = roster.quorums(chain_id, height)[certify.epoch]
+    return _certificate(store, chain_id, height, votes, needed)
+
+
+def _certificate(
+    store: Store,
+    chain_id: ChainId,
+    height: int,
+    votes: list[tuple[Batch, Leaf]],
+    needed: int,
+) -> tuple[bytes, Certificate] | None:
+    if len(votes) < needed:
+        return None
+    top = sorted(leaf.height for _, leaf in votes)[needed - 1]
+    sealed = [message for _, message in store.blocks(chain_id, height, top)]
+    if len(sealed) != top - height + 1 or store.unsealed(chain_id, height):
+        return None
+    payloads = [take_apart(message).payload for message in sealed]
+    place = (*chain_id, height, store.hash_at(chain_id, height))
+    return sealed[0], certificate_of(place, votes, payloads[1:], needed)
+
+
+def certificate(
+    store: Store, chain_id: ChainId, height: int, roster: Roster
+) -> tuple[bytes, Certificate] | None:
+    """Return a block with its seal and certificate, out of the batches nearest above it.
+
+    Args:
+        store: What this node holds.
+        chain_id: Which chain.
+        height: The block's height.
+        roster: The network as this node knows it.
+    """
+    quorums = roster.quorums(chain_id, height)
+    by_epoch: dict[int, list[tuple[Batch, Leaf]]] = {}
+    seen = set[tuple[int, bytes]]()
+    for kid, epoch, message in store.votes_above(chain_id, height):
+        if (epoch, kid) in seen or epoch not in quorums:
+            continue
+        batch = open_batch(message, store.genesis)
+        leaf = next(leaf for leaf in batch.leaves if leaf.chain == chain_id)
+        if leaf.block_hash != store.hash_at(chain_id, leaf.height):
+            continue  # of another history
+        seen.add((epoch, kid))
+        votes = by_epoch.setdefault(epoch, [])
+        votes.append((batch, leaf))
+        if len(votes) == quorums[epoch]:
+            made = _certificate(store, chain_id, height, votes, quorums[epoch])
+            if made is not None:
+                return made
+    return _shown(store, chain_id, height) if chain_id == roster.distributor else None
+
+
+def _shown(store: Store, distributor: ChainId, height: int) -> tuple[bytes, Certificate] | None:
+    """Return an order with the certificate that a peer has shown."""
+    data = store.shown(height)
+    sealed = [sealed for _, sealed in store.blocks(distributor, height, height)]
+    return (sealed[0], open_certificate(data)) if data is not None and sealed else None
+
+
+def receipt(store: Store, chain_id: ChainId, height: int, roster: Roster) -> Receipt:
+    """Return a block's receipt.
+
+    Raises:
+        AbsentError: It is not certified, or not all of its proof is here.
+    """
+    made = certificate(store, chain_id, height, roster)
+    if made is None:
+        raise AbsentError(
+            f"block {height} of {chain_id[0]} is not certified as far as this node knows",
+            hint="see `meterctl head`; ask again once it is",
+        )
+    orders = []
+    for at in range(1, roster.head.height + 1):
+        assert roster.distributor is not None  # noqa: S101 - whose orders these are
+        order = certificate(store, roster.distributor, at, roster)
+        if order is None:
+            raise AbsentError(f"the certificate of order {at} is not here")
+        orders.append(order)
+    return Receipt(made[0], made[1], tuple(orders))
