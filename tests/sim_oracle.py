@@ -148,7 +148,7 @@ class Oracle:
         voter = committee.voter(batch.kid) if committee else None
         honest = name not in self.faulty
         if committee is None or voter is None:
-            if honest:
+            if honest and not self._torn:
                 raise Refuted(f"{name} attests in epoch {batch.header.epoch}, where it has no vote")
             return
         if honest:
@@ -210,9 +210,12 @@ class Oracle:
     # --- what nodes make of it ----------------------------------------------------------------
 
     @property
-    def _two_orders(self) -> bool:
-        """Whether two orders of one height are certified, which only too many faults can do."""
-        return any(
+    def _torn(self) -> bool:
+        """Whether two orders of one height are certified, which only too many faults can do.
+
+        Whoever follows the other order has other voters.
+        """
+        return not self.within and any(
             len(hashes) > 1
             for (name, incarnation, _), hashes in self.certified.items()
             if (name, incarnation) == self.proven.distributor
@@ -220,8 +223,8 @@ class Oracle:
 
     def taken_for_certified(self, name: str, place: Place, block_hash: bytes) -> None:
         """Check what node `name` takes for certified."""
-        if not self.within and self._two_orders:
-            return  # whoever follows the other order has other voters
+        if self._torn:
+            return
         if block_hash not in self.certified.get(place, ()):
             raise Refuted(f"{name} takes block {place[2]} of {place[0]} for certified, it is not")
 
@@ -238,7 +241,7 @@ class Oracle:
 
     def certificate(self, certificate: certificates.Certificate) -> None:
         """Check a certificate as a stranger would."""
-        if not self.within and self._two_orders:
+        if self._torn:
             return
         opened = certificates.open_certificate(certificate.encode())
         try:
@@ -257,6 +260,8 @@ class Oracle:
         try:
             accused = certificates.verify_evidence(evidence, self.proven)
         except BlockRejectedError as error:
+            if self._torn:
+                return
             raise Refuted(f"evidence does not stand by itself: {error}") from error
         self._verified.add(mark)
         name = accused.name
