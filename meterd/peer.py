@@ -160,13 +160,7 @@ class Peer:
                 "network.brokers is empty: there is nobody to talk to",
                 hint='set it, such as ["mqtts://broker.example:8883"]',
             )
-        node = next((node for node in genesis.nodes if node.name == name), None)
         key = load_vote(state)
-        if node is not None and node.voting_key != bytes(key.verify_key):
-            raise ConfigError(
-                f"the voting key in {state} is not the one that the genesis names for {name}",
-                hint="put back this node's own key, or have it enrolled anew",
-            )
         self._name, self._logger, self._genesis = name, logger, genesis
         self._manager = Manager()
         self._clock = SystemClock(settings.clock.trust)
@@ -191,6 +185,14 @@ class Peer:
         self._store, self.gossip, damaged = open_store(
             path, genesis=genesis.hash, node=name, use=go_on
         )
+        known = self.gossip.voting_keys(name)
+        if known and bytes(key.verify_key) not in known:
+            self._store.close()
+            raise ConfigError(
+                f"the voting key in {state} is none that genesis or orders name for {name}",
+                hint="put back this node's own key, or have it enrolled anew; a key that an order "
+                "names counts once that order is in force here",
+            )
         if damaged:
             log_event(logger, logging.ERROR, "store_damaged", reason=damaged)
         named = network.line or os.environ.get("RUNTIME_DIRECTORY", "")

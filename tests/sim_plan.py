@@ -22,8 +22,6 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (store, "BATCHES_AT_ONCE", 20),
     (judging, "WAITING_MAX", 2),
     (asking, "BLOCKS_ASKED_MAX", 5),
-    (judging, "BLOCKS_ASKED_MAX", 5),
-    (voting, "BLOCKS_ASKED_MAX", 5),
     (asking, "BATCHES_ASKED_MAX", 20),
     (voting, "LEAVES_MAX", 4),
     (asking, "ASKED_MAX", 2),

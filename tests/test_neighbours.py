@@ -4,12 +4,19 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterd import neighbours
 from meterd.authority.attestation import prove
-from meterd.authority.certificate import certificate_of, seals_evidence, votes_evidence
+from meterd.authority.certificate import (
+    VOTES_CONTEXT,
+    certificate_of,
+    seals_evidence,
+    votes_evidence,
+)
 from meterd.authority.roster import found
 from meterd.device.mailbox import FILE_BYTES_MAX
 from meterd.ledger.chain import verify_sealed
@@ -18,12 +25,15 @@ from meterd.neighbours import CERTIFICATE_FILE, CERTIFICATE_KEPT_MS, OUT_BLOCKS_
 from tests.accounts import folder
 from tests.authority.examples import (
     GENESIS,
+    HOUSE,
     NEXT_EPOCH,
     NODES,
     OTHER_HOUSE,
     REVOKE,
     SHORTER,
     VOTERS,
+    batch,
+    block,
     certificate,
     chain,
     leaf,
@@ -103,6 +113,23 @@ def test_a_certificate_is_refused_that(home: Home, data: bytes) -> None:
     assert home.refused == {"certificate": 1}
     assert home.neighbours.witnessed == Witnessed()
     assert not (home.state / CERTIFICATE_FILE).exists()
+
+
+def test_votes_of_an_epoch_that_was_over_certify_no_block_behind_it(tmp_path: Path) -> None:
+    """The second block names the order that ended their epoch: a receipt by them is refused too."""
+    network = ordered(NEXT_EPOCH)
+    ((message, proof),) = network.certified
+    late = block(BLOCKS[0])._replace(order=(1, network.orders[0].hash))
+    home = Home(tmp_path / "state", held=1)
+    assert home.bring("order", encode([message, proof.spell()]))
+    _, here = verify_sealed(sealed(late), network.roster.terms(home.neighbours.chain, late.order))
+    home.card = [*home.card, sealed(late)]
+    home.neighbours.sealed(here, [(2, sealed(late))])
+    votes = [(batch([leaf(late)], by, epoch=1), leaf(late)) for by in VOTERS[:3]]
+    place = (HOUSE, 1, 2, late.hash)
+    home.bring("certificate", certificate_of(place, votes, [], 3).encode())
+    assert home.refused == {"certificate": 1}
+    assert home.neighbours.witnessed == Witnessed()
 
 
 def test_below_four_voters_a_certificate_is_a_witness(tmp_path: Path) -> None:
@@ -326,6 +353,34 @@ def test_garbage_is_counted_and_taken_away(home: Home, kind: str, data: bytes) -
     assert home.refused == {kind: 1}
     assert home.inbox.read() == []
     assert (home.neighbours.waits, home.neighbours.witnessed) == (before, Witnessed())
+
+
+@pytest.mark.parametrize("kind", ["certificate", "evidence"])
+def test_a_number_that_nobody_can_print_ends_no_meter(home: Home, kind: str) -> None:
+    """A path of 10^5000 leaves: an error that says the number would be another error."""
+    here = leaf(BLOCKS[1])
+    good = prove(batch([here], VOTERS[0]), 0)
+    protected, _, _, signature = cbor2.loads(good).value
+    path = cbor2.dumps([10**5000, 0, [bytes(32)]])
+    unprotected = {396: {-1: [path]}}  # RFC 9942: the inclusion proofs
+    vote = (cbor2.dumps(cbor2.CBORTag(18, [protected, unprotected, None, signature])), here)
+    data = {
+        "certificate": certificate(BLOCKS[1])._replace(proofs=(vote,)).encode(),
+        "evidence": encode([VOTES_CONTEXT, [vote[0], list(here)], [vote[0], list(here)], []]),
+    }
+    home.bring(kind, data[kind])
+    assert home.refused == {kind: 1}
+
+
+def test_a_mistake_of_ours_that_the_peer_process_finds_ends_no_meter(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(_: bytes) -> None:
+        raise IndexError
+
+    monkeypatch.setattr(neighbours, "open_certificate", mistaken)
+    home.bring("certificate", proof_of(BLOCKS[1]))
+    assert home.refused == {"certificate": 1}
 
 
 WHOLE = {

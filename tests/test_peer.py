@@ -330,7 +330,7 @@ def failing(one: Node, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     ("make", "message"),
     [
         pytest.param({"ports": ()}, "network.brokers is empty", id="without brokers"),
-        pytest.param({"key": "stranger"}, "is not the one that the genesis names", id="other key"),
+        pytest.param({"key": "stranger"}, "is none that genesis or orders name", id="other key"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

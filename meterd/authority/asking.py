@@ -49,6 +49,23 @@ BATCHES_ASKED_MAX = 64  # as many as a store gives at once
 ANSWER_MS = 2000  # after that another peer is asked
 CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
 EVIDENCE_SHOWN_MAX = 64  # ids in a digest
+BLOCK_COST = 500  # bytes, about
+ANSWER_COST_MAX = 48_000  # of blocks, in one message
+BATCH_COST = 4_000  # each is a message, and there is room for a thousand on their way
+OTHER_COST = 20_000  # a signature, or a certificate to be put together
+
+
+QUESTIONS_KEPT = 8  # of our meter, whose answers it may still wait for
+
+
+def cost_of(question: Question) -> int:
+    """Return how many bytes the answer makes at most, or as how many its work is worth."""
+    if isinstance(question, AskBlocks):
+        return min(BLOCK_COST * max(question.last - question.first + 1, 1), ANSWER_COST_MAX)
+    if isinstance(question, AskBatches):
+        batches = min(max(question.last - question.first + 1, 1), BATCHES_ASKED_MAX)
+        return BATCH_COST * batches
+    return OTHER_COST
 
 
 class Asking:
@@ -73,12 +90,20 @@ class Asking:
         self._closings_ms: int | None = None
         self._digest_at = 0
         self._meter_height: int | None = None
+        self._heads_asked: dict[bytes, set[str]] = {}
 
     def take_head(self, sender: str, body: HeadHeld, message: bytes) -> None:
-        """Hand the answer to our meter, and fetch what it tells of."""
-        if body.meter != self._node.meter:
+        """Hand the answer to our meter, and fetch what it tells of.
+
+        One of each voter: else a liar's would fill the meter's inbox, and leave the others outside.
+        """
+        answered = self._heads_asked.get(body.nonce)
+        if body.meter != self._node.meter or answered is None or sender in answered:
             return
         self.claim_order(sender, body.order[0])
+        if not self._node.roster.committee.has(sender):
+            return
+        answered.add(sender)
         held = self._node.chains.get((body.meter, body.incarnation))
         if held is None and (body.meter, body.incarnation) in self._node.roster.chains:
             held = self._node.hold((body.meter, body.incarnation))
@@ -137,6 +162,9 @@ class Asking:
         if own is not None and own.certified:
             self._node.out.append(Certify(own.chain_id, own.certified))
         self._meter_height = asked.height
+        self._heads_asked[asked.nonce] = set()
+        while len(self._heads_asked) > QUESTIONS_KEPT:
+            del self._heads_asked[next(iter(self._heads_asked))]
         self.give_back()
         for name, _ in self._node.committee.voters:
             if name != self._node.name:
@@ -167,8 +195,8 @@ class Asking:
                 self.claim(held, sender, height)
             elif height:
                 here = held.hashes.get(height)
-                if here is not None and here != block_hash and not held.frozen:
-                    self.ask(sender, AskBlocks(name, incarnation, height, height))
+                if here is not None and here != block_hash:
+                    self.ask_branch(sender, held, height, block_hash)
         for kid, number, batch_hash in body.batches:
             last = self._node.sequences.get(kid, NOTHING)
             if number > last.number:
@@ -184,6 +212,17 @@ class Asking:
     def ask(self, peer: str, *questions: Question) -> None:
         """Ask a peer."""
         self._node.say(f"fetch/{peer}", Fetch(peer, questions))
+
+    def ask_branch(self, peer: str, held: Held, height: int, block_hash: bytes) -> None:
+        """Ask a peer for its own history of a chain, up to a block of it, where it is lacking.
+
+        A quorum may certify that one, of a frozen chain too: who never held it would be left
+        behind there, and refuse the order that opens the chain anew.
+        """
+        first = held.certified + 1
+        if height >= first and not held.has_branch(height, block_hash):
+            last = min(height, held.certified + BLOCKS_ASKED_MAX)
+            self.ask(peer, AskBlocks(*held.chain_id, first, last))
 
     def ask_any(self, question: Question, *, but: str = "") -> None:
         """Ask one of the nodes that have been heard, another than `but` if there is one."""
@@ -300,7 +339,7 @@ class Asking:
             del held.wanted[peer]
         if not held.wanted:
             self.behind.pop(held.chain_id, None)
-        if not held.wanted or self._open(held.asked) or held.frozen:
+        if not held.wanted or self._open(held.asked) or held.lacking:
             return None
         peer = self._choose(held.wanted, held.asked)
         first = held.height + 1

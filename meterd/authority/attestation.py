@@ -325,6 +325,8 @@ def open_proof(receipt: bytes, leaf: Leaf, genesis: bytes) -> Proof:
         raise EncodingError("not a COSE receipt of a batch")
     if not steps or not all(type(step) is bytes and len(step) == HASH_BYTES for step in steps):
         raise EncodingError("the receipt's path is empty, or its steps are not hashes")
+    if not 0 <= index < size <= LEAVES_MAX:  # else such numbers stood in the errors
+        raise EncodingError("the receipt's path is of a tree that no batch is")
     kid, header, said = _read_protected(protected)
     if said != size:
         raise EncodingError(f"the path is of a tree of {size} leaves, the batch has {said}")

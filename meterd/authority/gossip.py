@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterd.authority.asking import Asking
+from meterd.authority.asking import Asking, cost_of
 from meterd.authority.attestation import ATTEST_CONTEXT
 from meterd.authority.certificate import (
     CERTIFICATE_CONTEXT,
@@ -221,12 +221,8 @@ class Gossip(Node):
         if not self.key_of(sender):
             self.count("stranger")
             return
-        mono_ms = self.now.mono_ms
-        known = self._senders.get(sender)
-        if known is None:
-            known = self._senders[sender] = Sender(self.settings, mono_ms)
-        if len(message) > MESSAGE_BYTES_MAX or not known.admit(
-            len(message), self.settings, mono_ms
+        if len(message) > MESSAGE_BYTES_MAX or not self._sender(sender).admit(
+            len(message), self.settings, self.now.mono_ms
         ):
             self.count("dropped")
             return
@@ -244,6 +240,12 @@ class Gossip(Node):
             self.count("misjudged")
             self.tell(2, "misjudged", sender=sender, error=type(error).__name__)
             self._blame(sender, type(error).__name__)
+
+    def _sender(self, name: str) -> Sender:
+        known = self._senders.get(name)
+        if known is None:
+            known = self._senders[name] = Sender(self.settings, self.now.mono_ms)
+        return known
 
     def _blame(self, sender: str, reason: str) -> None:
         known = self._senders.get(sender)
@@ -313,11 +315,7 @@ class Gossip(Node):
                 self.asking.take_digest(said.sender, said.body)
             case Fetch():
                 if said.body.to == self.name:
-                    for question in said.body.questions:
-                        if isinstance(question, AskHead):
-                            self.voting.answer_head(said.sender, question)
-                        else:
-                            self.asking.answer(said.sender, question)
+                    self._answer(said.sender, said.body)
             case OwnBatch():
                 self.voting.take_own_batch(said.sender, said.body)
             case HeadHeld():
@@ -331,6 +329,16 @@ class Gossip(Node):
                         height=said.body.height,
                         reason=said.body.reason,
                     )
+
+    def _answer(self, sender: str, fetch: Fetch) -> None:
+        budget = self._sender(sender)
+        for question in fetch.questions:
+            if not budget.ask(cost_of(question), self.settings, self.now.mono_ms):
+                self.count("unanswered")  # whoever needs it asks anew, or another
+            elif isinstance(question, AskHead):
+                self.voting.answer_head(sender, question)
+            else:
+                self.asking.answer(sender, question)
 
     def _loaded(self, loaded: Loaded) -> None:
         purpose = loaded.load.purpose

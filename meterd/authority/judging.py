@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from meterd.authority.asking import BLOCKS_ASKED_MAX
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE
 from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import DropBlocks, Load, PutBlocks
-from meterd.authority.messages import AskBlocks, Refusal
+from meterd.authority.messages import Refusal
 from meterd.authority.roster import OrderUnknownError
 from meterd.authority.runs import Runs
 from meterd.authority.witness import BlockEarlyError, Twin, judge_block, previous_of
@@ -89,7 +88,7 @@ class Judging:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        if held.frozen or (held.refused and digest(message) == held.refused):
+        if held.lacking or (held.refused and digest(message) == held.refused):
             return
         try:
             chain, checks = judge_block(block, parts, held.chain, self._node.roster, self._node.now)
@@ -149,11 +148,9 @@ class Judging:
         else:
             open_enrolled(message, self._node.roster)
         self._branch_off(held, height, message)
-        first = max(1, held.certified + 1)
-        if sender != self._node.name and first < height:
-            self._asking.ask(
-                sender, AskBlocks(*held.chain_id, first, min(height, first + BLOCKS_ASKED_MAX))
-            )
+        if sender != self._node.name and len(held.branch) < BRANCH_MAX:
+            block_hash = digest(take_apart(message).payload)
+            self._asking.ask_branch(sender, held, height, block_hash)
 
     def _branch_off(self, held: Held, height: int, message: bytes) -> None:
         """Keep a block of another history, whose seal holds, until a quorum decides."""
@@ -196,8 +193,6 @@ class Judging:
             return
         if order.previous != held.head_hash:
             self._other_history(sender, held, message, order.height)
-            return
-        if held.frozen:
             return
         latest = self._node.latest()
         key = latest.enrolled(distributor).key_at(latest.head.height)
@@ -269,9 +264,7 @@ class Judging:
         if held.sealed:
             self._voting.mark(held.chain_id)
         if held.ahead:
-            for kid, vote in held.sort_ahead():
-                self._voting.suspect(held, kid, vote)
-            self._voting.certify(held)
+            self._voting.sort_reached(held)
         waiting = held.waiting.pop(held.height + 1, None)
         if waiting is not None:
             self._again(waiting)

@@ -41,6 +41,7 @@ class Node:
         grown: Those that have grown since the last digest.
         epoch: The epoch that this node is in.
         sequences: By key id, where the sequence of a voter's batches ends here.
+        closed: By epoch, the key ids of voters that are known to have closed it.
         booted: Whether it knows what it has voted before, and so may vote.
         evidence: Evidence that holds, by id.
         accused: Whom it convicts.
@@ -73,6 +74,9 @@ class Node:
         self.grown: dict[ChainId, None] = {}
         self.epoch = snapshot.epoch
         self.sequences: dict[bytes, Sequence] = dict(snapshot.sequences)
+        self.closed: dict[int, set[bytes]] = {}
+        for epoch, kid in snapshot.closed:
+            self.closed.setdefault(epoch, set()).add(kid)
         self.booted = False
         self.evidence: dict[bytes, bytes] = {}
         self.accused: dict[tuple[str, str], Accused] = {}
@@ -133,14 +137,29 @@ class Node:
         self.out.append(Send(topic, say(said, self.key, self.roster.genesis)))
 
     def key_of(self, name: str) -> bytes:
-        """Return the key of a node, or of one that voted in an epoch that is not over here."""
+        """Return the key of a node, or of one that votes in an epoch that it has not closed yet.
+
+        An order may have removed it since, and others may have gone on: its locks still bind, and
+        it has to learn of the order.
+        """
         if key := self.roster.peer_key(name):
             return key
-        for committee in self.roster.committees[self.epoch - 1 :]:
+        for committee in reversed(self.roster.committees):
             for voter, key in committee.voters:
-                if voter == name:
+                if voter == name and not self.has_closed(committee.epoch, key_id(key)):
                     return key
         return b""
+
+    def voting_keys(self, name: str) -> set[bytes]:
+        """Return the voting keys that genesis and orders have named for a node."""
+        voters = (voter for committee in self.roster.committees for voter in committee.voters)
+        return {key for key in (self.roster.peer_key(name),) if key} | {
+            key for voter, key in voters if voter == name
+        }
+
+    def has_closed(self, epoch: int, kid: bytes) -> bool:
+        """Say whether a voter is known to have closed an epoch."""
+        return kid in self.closed.get(epoch, ())
 
     def latest(self) -> Roster:
         """Return the network as the last order that is held makes it, certified or not."""

@@ -66,12 +66,13 @@ class Runs:
         if (name, incarnation) not in roster.chains:
             return None
         held = self._node.hold((name, incarnation))
-        if held.chain is None or held.frozen or height != held.height + 1:
+        if held.chain is None or held.lacking or height != held.height + 1:
             return None
         chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
         if checks & PLAUSIBLE == 0:
             self._node.tell(1, "implausible", meter=name, height=chain.head.height)
-        held.chain, held.checks, held.run_of = chain, held.checks & checks, sender
+        held.chain, held.checks = chain, held.checks & checks
+        held.runs.append((height, sender))
         rows = []
         for (block_hash, order), message in zip(added, messages, strict=True):
             held.grow(block_hash, roster.epoch_at(order), sealed=False)
@@ -100,7 +101,7 @@ class Runs:
         elif held.asked_seals_ms + ANSWER_MS <= self._node.now.mono_ms:
             held.asked_seals_ms = self._node.now.mono_ms
             question = AskBlocks(*chain_id, min(held.lacking), max(held.lacking))
-            self._asking.ask_any(question, but=held.run_of)
+            self._asking.ask_any(question, but=held.brought_by(min(held.lacking)))
 
     def loaded(self, load: Load, messages: Sequence[bytes]) -> None:
         """Verify the seals of blocks that came in runs, as the store holds them."""
@@ -115,7 +116,7 @@ class Runs:
                 held.lacking[last] = digest(take_apart(message).payload)
         if held.lacking:
             self._node.count("bad seal")
-            self.blamed.append(held.run_of)
+            self.blamed += {held.brought_by(height) for height in held.lacking}
             held.asked_seals_ms = self._node.now.mono_ms - ANSWER_MS  # it may be asked at once
             last = min(held.lacking) - 1
         self._verified(held, last)
@@ -136,6 +137,7 @@ class Runs:
         """Each seal up to `last` has been."""
         if last > held.sealed_to:
             held.sealed_to = last
+            held.runs = [run for run in held.runs if run[0] > last] if held.sealed else held.runs
             self._node.records.append(PutSealed(held.chain_id, last))
         if held.sealed:
             self._voting.mark(held.chain_id)

@@ -19,12 +19,14 @@ class Settings(NamedTuple):
         digest_ms: A digest is sent so often, give or take half.
         bytes_s_max: Bytes a second taken of one sender; beyond it they are dropped.
         messages_s_max: Messages a second, likewise.
+        answers_s_max: Bytes a second that are read and sent for one who asks.
     """
 
     tick_ms: int = 500
     digest_ms: int = 5000
     bytes_s_max: int = 10_000_000  # of one who answers a node that was off for long
     messages_s_max: int = 5000
+    answers_s_max: int = 4_000_000  # some 9,000 blocks: as much as a Pi judges
 
 
 PACED = Settings()
@@ -33,13 +35,23 @@ PACED = Settings()
 class Sender:
     """What a sender's topic has brought lately."""
 
-    __slots__ = ("bytes", "faults", "faults_ms", "filled_ms", "messages", "quarantined_ms")
+    __slots__ = (
+        "answers",
+        "answers_ms",
+        "bytes",
+        "faults",
+        "faults_ms",
+        "filled_ms",
+        "messages",
+        "quarantined_ms",
+    )
 
     def __init__(self, settings: Settings, mono_ms: int) -> None:
         """Begin with two seconds' worth."""
         self.bytes = settings.bytes_s_max * 2
         self.messages = settings.messages_s_max * 2
-        self.filled_ms = mono_ms
+        self.answers = settings.answers_s_max * 2
+        self.filled_ms = self.answers_ms = mono_ms
         self.faults = 0
         self.faults_ms = mono_ms
         self.quarantined_ms = 0
@@ -57,6 +69,21 @@ class Sender:
             return False
         self.bytes -= length
         self.messages -= 1
+        return True
+
+    def ask(self, cost: int, settings: Settings, mono_ms: int) -> bool:
+        """Say whether a question may be answered that makes at most `cost` bytes.
+
+        A question is short and its answer is not: whoever asks for all at once would have us read
+        and send a thousand times what it sends.
+        """
+        passed_ms = max(mono_ms - self.answers_ms, 0)
+        self.answers_ms = mono_ms
+        more = settings.answers_s_max * passed_ms // 1000
+        self.answers = min(self.answers + more, settings.answers_s_max * 2)
+        if self.answers < cost:
+            return False
+        self.answers -= cost
         return True
 
     def fault(self, mono_ms: int) -> bool:

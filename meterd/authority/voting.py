@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterd.authority.asking import ANSWER_MS, BLOCKS_ASKED_MAX
+from meterd.authority.asking import ANSWER_MS
 from meterd.authority.attestation import (
     CHECKS_ALL,
     CLOSED,
@@ -33,7 +33,7 @@ from meterd.authority.effects import (
     PutEpoch,
     Send,
 )
-from meterd.authority.messages import AskBlocks, AskHead, AskOwnBatch, OwnBatch
+from meterd.authority.messages import AskHead, AskOwnBatch, OwnBatch
 from meterd.authority.promises import Promises
 from meterd.authority.roster import OrderUnknownError, boot_answers
 from meterd.authority.snapshot import NOTHING, Sequence, Snapshot
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BATCHES_WAITING_MAX = 8
 BOOT_GRACE_MS = 10_000  # for a batch of ours that fewer know of than must answer
+CREDIT_MAX = 10_000  # attestations of one voter that lie on nothing held here: 5 MB on the card
 STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
 
 
@@ -66,12 +67,10 @@ class Voting:
         """Go on from what the store holds."""
         self._node, self._asking = node, asking
         self.promises = Promises(node, snapshot.promises)
-        self._closed: dict[int, set[bytes]] = {}
-        for epoch, kid in snapshot.closed:
-            self._closed.setdefault(epoch, set()).add(kid)
         self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
         self._strays: dict[bytes, dict[int, Batch]] = {}
-        self._suspected: set[tuple[bytes, ChainId]] = set()
+        self._credit: dict[bytes, int] = {}
+        self._suspected: dict[tuple[bytes, ChainId], tuple[int, int]] = {}
         self.dirty: dict[ChainId, None] = {}
         self.batch_ms: int | None = None
         self._attested_ms = -node.settings.tick_ms
@@ -111,7 +110,7 @@ class Voting:
             )
         last = self._node.sequences.get(batch.kid, NOTHING)
         header, number = batch.header, batch.header.number
-        closes = header.closing == CLOSED and not self._has_closed(header.epoch, batch.kid)
+        closes = header.closing == CLOSED and not self._node.has_closed(header.epoch, batch.kid)
         if number == last.number and batch.hash == last.batch_hash:
             return
         if number < last.number and not closes:
@@ -136,6 +135,8 @@ class Voting:
         here, before = (header.epoch, header.closing), (last.epoch, last.closing)
         if here < before or (here == before and last.closing == CLOSED):
             raise BlockRejectedError(f"{voter[0]} attests in an epoch that it has closed")
+        if not self._may_keep(sender, voter[0], batch):
+            return
         self._keep_batch(batch, message)
         asked = self._asking.batches_asked.get(batch.kid)
         if asked is not None and number >= asked[2]:
@@ -153,12 +154,13 @@ class Voting:
         )
         self._node.records.append(PutBatch(batch, message))
         for leaf in batch.leaves:
-            self._take_leaf(batch.kid, Vote(leaf, header.number, header.epoch))
+            vote = Vote(leaf, header.number, header.epoch)
+            self._take_leaf(self._node.hold(leaf.chain), batch.kid, vote)
         if header.closing != OPEN:
             for leaf in batch.leaves:
                 self.lock(header.epoch, batch.kid, leaf)
         if header.closing == CLOSED:
-            self._closed.setdefault(header.epoch, set()).add(batch.kid)
+            self._node.closed.setdefault(header.epoch, set()).add(batch.kid)
             self._attest_soon()  # what waited for these locks
         if batch.kid == self._node.kid:
             self._see_booted()
@@ -167,7 +169,8 @@ class Voting:
 
     def _stray(self, voter: str, batch: Batch, message: bytes) -> None:
         """A voter signed two batches in one place: what they say of chains may convict it."""
-        if batch.header.closing == CLOSED and not self._has_closed(batch.header.epoch, batch.kid):
+        header = batch.header
+        if header.closing == CLOSED and not self._node.has_closed(header.epoch, batch.kid):
             self._closed_beside(batch, message)
             return
         kept = self._strays.setdefault(batch.kid, {})
@@ -191,9 +194,6 @@ class Voting:
         if leaf.height > held.certified:
             held.locks[epoch, kid] = leaf
 
-    def _has_closed(self, epoch: int, kid: bytes) -> bool:
-        return kid in self._closed.get(epoch, ())
-
     def _closed_beside(self, batch: Batch, message: bytes) -> None:
         """A voter that has signed two sequences has closed an epoch in the one not held here.
 
@@ -205,43 +205,74 @@ class Voting:
         self._strays.setdefault(batch.kid, {})
         voter, number = self._node.voter_name(batch.kid), batch.header.number
         self._node.tell(1, "closed_beside", authority=voter, number=number)
-        self._closed.setdefault(batch.header.epoch, set()).add(batch.kid)
+        self._node.closed.setdefault(batch.header.epoch, set()).add(batch.kid)
         self._node.records.append(PutBatch(batch, message, beside=True))
         self._attest_soon()
         self._turn_epoch()
 
-    def _take_leaf(self, kid: bytes, vote: Vote) -> None:
-        held = self._node.hold(vote.leaf.chain)
-        before = held.votes.get(kid)
+    def _take_leaf(self, held: Held, kid: bytes, vote: Vote) -> None:
+        before, leaf = held.votes.get(kid), vote.leaf
         found_to_be = held.sort_vote(kid, vote)
+        voter = self._node.voter_name(kid)
         if found_to_be == "foreign":
             self.suspect(held, kid, vote)
-            voter = self._node.voter_name(kid)
-            if voter and voter != self._node.name:
-                self._asking.ask(
-                    voter,
-                    AskBlocks(
-                        *held.chain_id,
-                        held.certified + 1,
-                        min(vote.leaf.height, held.certified + BLOCKS_ASKED_MAX),
-                    ),
-                )
+            if voter and voter != self._node.name:  # a quorum may certify that other history
+                self._asking.ask_branch(voter, held, leaf.height, leaf.block_hash)
         elif found_to_be == "ahead":
-            self._asking.claim(held, self._node.voter_name(kid), vote.leaf.height)
+            self._asking.claim(held, voter, leaf.height)
         elif found_to_be == "on":
             if kid in held.foreign:
                 self.suspect(held, kid, held.foreign[kid])
-            if before is None or before.leaf.height < vote.leaf.height or before.epoch < vote.epoch:
+            if before is None or before.leaf.height < leaf.height or before.epoch < vote.epoch:
+                more = leaf.height - (before.leaf.height if before else 0)
+                self._credit[kid] = min(self._credit.get(kid, CREDIT_MAX) + more, CREDIT_MAX)
                 self.certify(held)
+
+    def sort_reached(self, held: Held) -> None:
+        """Take anew what others attested above our head, as far as that has grown."""
+        for kid, vote in held.take_reached():
+            self._take_leaf(held, kid, vote)
+
+    def _may_keep(self, sender: str, voter: str, batch: Batch) -> bool:
+        """Say whether a batch may be kept: whoever signs what nobody can follow fills no card.
+
+        A leaf on what is held here is above that voter's last one, or of a later epoch. The others
+        must not outnumber, by more than `CREDIT_MAX`, the blocks by which those have gone on: they
+        are lies, or of blocks that we lack yet, and these are fetched meanwhile.
+
+        Raises:
+            BlockRejectedError: Its signer itself brings it, and has said that before.
+        """
+        kid, header = batch.kid, batch.header
+        if header.closing != OPEN:
+            return True
+        unsure = 0
+        for leaf in batch.leaves:
+            held = self._node.hold(leaf.chain)
+            last = held.votes.get(kid)
+            if held.hashes.get(leaf.height) != leaf.block_hash:
+                unsure += 1
+            elif last and (last.epoch, last.leaf.height) >= (header.epoch, leaf.height):
+                if sender == voter:
+                    raise BlockRejectedError(f"{voter} attests again what it has attested before")
+                self._node.count("said again")
+                return False
+        credit = self._credit.get(kid, CREDIT_MAX)
+        if unsure > credit:
+            self._node.count("uncertain")
+            return False
+        self._credit[kid] = credit - unsure
+        return True
 
     def suspect(self, held: Held, kid: bytes, foreign: Vote) -> None:
         """Where a voter has attested our history too, at or above its other one, it is proven."""
         on = held.votes.get(kid)
         if on is None or on.leaf.height < foreign.leaf.height:
             return
-        if (kid, held.chain_id) in self._suspected:
-            return
-        self._suspected.add((kid, held.chain_id))
+        pair = (foreign.number, on.number)
+        if self._suspected.get((kid, held.chain_id)) == pair:
+            return  # the proof is being put together, or something of it was not here yet
+        self._suspected[kid, held.chain_id] = pair
         self._node.out.append(Accuse(kid, foreign.leaf, foreign.number, on.leaf, on.number))
 
     def certify(self, held: Held) -> None:
@@ -367,7 +398,7 @@ class Voting:
             for committee in self._node.roster.committees[:-1]
             if committee.epoch <= self._node.epoch
             and committee.voter(self._node.kid)
-            and not self._has_closed(committee.epoch, self._node.kid)
+            and not self._node.has_closed(committee.epoch, self._node.kid)
         ]
 
     def _close(self, epoch: int) -> None:
@@ -411,7 +442,7 @@ class Voting:
         if (
             not self._node.booted
             or not self._node.votes
-            or self._has_closed(self._node.epoch, self._node.kid)
+            or self._node.has_closed(self._node.epoch, self._node.kid)
         ):
             return
         if any(committee.epoch < self._node.epoch for committee in self._unclosed()):
@@ -467,7 +498,7 @@ class Voting:
 
     def _closers(self, committee: Committee) -> set[bytes]:
         """Return who of an epoch's voters is known to have closed it, by key ids."""
-        return self._closed.get(committee.epoch, set()).intersection(committee.kids)
+        return self._node.closed.get(committee.epoch, set()).intersection(committee.kids)
 
     def unsure_epoch(self) -> int:
         """Return the first epoch that is over and not known to be closed by a quorum; 0 if none."""

@@ -96,7 +96,7 @@ class Held:
             runs: what links to them has a good seal (see `judge_run`).
         lacking: Hashes by height of blocks that came with a bad seal: they are asked for.
         asked_seals_ms: When they were asked for last, by the clock of `Now`.
-        run_of: Who brought the last run.
+        runs: (first height, who brought it) of the runs above `sealed_to`, ascending.
         locks: What voters had attested when they closed an epoch, above what is certified: by epoch
             and key id.
         adoptions: How often another history has taken the place of this one.
@@ -122,7 +122,7 @@ class Held:
         "lacking",
         "locks",
         "refused",
-        "run_of",
+        "runs",
         "sealed_to",
         "votes",
         "waiting",
@@ -150,7 +150,7 @@ class Held:
         self.refused = b""
         self.sealed_to = self.asked_seals_ms = self.adoptions = 0
         self.lacking: dict[int, bytes] = {}
-        self.run_of = ""
+        self.runs: list[tuple[int, str]] = []
         self.locks: dict[tuple[int, bytes], Leaf] = {}
 
     @property
@@ -167,6 +167,19 @@ class Held:
         if epoch > (self.epochs[-1][1] if self.epochs else 1):
             self.epochs.append((self.height, epoch))
         self.hashes.pop(min(self.height - HASHES_KEPT, self.certified - 1), None)
+
+    def brought_by(self, height: int) -> str:
+        """Return who brought the run that the block at `height` came in; empty if none did."""
+        return next((peer for first, peer in reversed(self.runs) if first <= height), "")
+
+    def has_branch(self, height: int, block_hash: bytes) -> bool:
+        """Say whether another history is held from this block down to what is certified."""
+        while height > self.certified:
+            twin = self.branch.get(height)
+            if twin is None or twin.block_hash != block_hash:
+                return False
+            height, block_hash = height - 1, twin.previous
+        return True
 
     def lies_on(self, leaf: Leaf) -> bool:
         """Say whether an attestation is of this history, as far as it is held."""
@@ -199,12 +212,12 @@ class Held:
             self.votes[kid] = vote
         return "on"
 
-    def sort_ahead(self) -> list[tuple[bytes, Vote]]:
-        """Sort again what was above the head; return what turned out foreign."""
+    def take_reached(self) -> list[tuple[bytes, Vote]]:
+        """Take out what was above the head and is so no more, to be sorted again."""
         reached = [(kid, v) for kid, v in self.ahead.items() if v.leaf.height <= self.height]
         for kid, _ in reached:
             del self.ahead[kid]
-        return [(kid, vote) for kid, vote in reached if self.sort_vote(kid, vote) == "foreign"]
+        return reached
 
 
 def judge_block(

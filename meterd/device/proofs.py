@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from meterd.authority.attestation import open_batch, prove
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from meterd.authority.effects import Accuse, Certify
     from meterd.authority.roster import ChainId, Roster
     from meterd.device.store import Store
+
+STRANGE_MAX = 16  # attestations of other histories: after so many of one voter it is not looked on
 
 
 def answers(
@@ -115,13 +118,15 @@ def certificate(
     quorums = roster.quorums(chain_id, height)
     by_epoch: dict[int, list[tuple[Batch, Leaf]]] = {}
     seen = set[tuple[int, bytes]]()
+    strange = Counter[bytes]()
     for kid, epoch, message in store.votes_above(chain_id, height):
-        if (epoch, kid) in seen or epoch not in quorums:
+        if (epoch, kid) in seen or epoch not in quorums or strange[kid] >= STRANGE_MAX:
             continue
         batch = open_batch(message, store.genesis)
         leaf = next(leaf for leaf in batch.leaves if leaf.chain == chain_id)
         if leaf.block_hash != store.hash_at(chain_id, leaf.height):
-            continue  # of another history
+            strange[kid] += 1  # of another history
+            continue
         seen.add((epoch, kid))
         votes = by_epoch.setdefault(epoch, [])
         votes.append((batch, leaf))

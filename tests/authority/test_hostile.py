@@ -8,23 +8,39 @@ from typing import TYPE_CHECKING
 import cbor2
 import pytest
 
-from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX
+from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX, QUESTIONS_KEPT, cost_of
 from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch, open_batch
-from meterd.authority.effects import Assembled, Received, SendClosings, Tick
+from meterd.authority.effects import (
+    Asked,
+    Assembled,
+    Deliver,
+    Load,
+    Received,
+    Send,
+    SendBatches,
+    SendClosings,
+    Tick,
+)
 from meterd.authority.messages import (
+    ASKED_MAX,
+    AskBatches,
+    AskBlocks,
     AskClosings,
+    AskOwnBatch,
     Fetch,
+    HeadHeld,
     OwnBatch,
     Said,
     blocks_message,
     open_said,
     say,
 )
-from meterd.authority.voting import BOOT_GRACE_MS, STRAYS_MAX
+from meterd.authority.senders import PACED
+from meterd.authority.voting import BOOT_GRACE_MS, CREDIT_MAX, STRAYS_MAX
 from meterd.device import proofs
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import decode_block
-from meterd.ledger.encoding import seal
+from meterd.ledger.encoding import key_id, seal
 from tests.authority.examples import (
     GENESIS,
     GRID,
@@ -44,6 +60,7 @@ from tests.net import FEEDER, REGULATOR, SEALED, WALL_S, Net
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meterd.authority.messages import Question
     from meterd.ledger.block import Block
     from tests.net import Post
 
@@ -241,7 +258,7 @@ def test_an_epoch_that_a_liar_closed_in_another_sequence_is_closed_for_all(shown
     assert [each.event for each in regulator.told].count("closed_beside") == 1
     regulator.start()
     assert regulator.gossip.epoch == 2
-    assert len(regulator.gossip.voting._closed[1]) == 3, "it outlasts a start"
+    assert len(regulator.gossip.closed[1]) == 3, "it outlasts a start"
 
 
 def test_closings_of_an_honest_voter_wait_for_what_stands_before_them() -> None:
@@ -351,3 +368,107 @@ def test_a_vote_of_a_later_epoch_takes_no_lock_of_an_earlier_one_back() -> None:
     node.feed(Received(FEEDER, make_batch(header, [lie], key(f"{FEEDER} votes"), GENESIS.hash)[1]))
     assert held.ahead
     assert node.gossip.voting._locks_adopted(held)
+
+
+# --- a liar that wants much, or fills what it can -------------------------------------------------
+
+
+def _asks(number: int, *questions: Question) -> bytes:
+    said = Said(HOUSE, (1 << 62) + number, Fetch(REGULATOR, questions))
+    return say(said, key(f"{HOUSE} votes"), GENESIS.hash)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        pytest.param(AskBlocks(OTHER_HOUSE, 1, 1, 1000), id="blocks"),
+        pytest.param(AskBatches(key_id(public(f"{FEEDER} votes")), 1, 1000), id="batches"),
+        pytest.param(AskOwnBatch(bytes(8), bytes(16)), id="signatures"),
+    ],
+)
+def test_whoever_asks_for_all_at_once_gets_no_more_than_its_share(question: Question) -> None:
+    net = Net()
+    net.settle(6)
+    net.seal(*(sealed(each) for each in chain(40, OTHER_HOUSE)), name=OTHER_HOUSE)
+    net.settle(4)
+    net.broker = lambda _: []
+    node, pace = net.nodes[REGULATOR], net.settings
+    asked = answered = 0
+    for second in (0, 1):
+        net.mono_ms += 1000 * second
+        for _ in range(100):
+            message = _asks(asked, *[question] * ASKED_MAX)
+            asked += ASKED_MAX
+            for each in node.gossip.step(Received(HOUSE, message), net.now):
+                answered += isinstance(each, Load | SendBatches)
+                answered += isinstance(each, Send) and each.topic.startswith("answer/")
+        share = pace.answers_s_max * (2 + second)
+        assert share - 2 * cost_of(question) < answered * cost_of(question) <= share
+    assert node.gossip.counts["unanswered"] == asked - answered
+
+
+def test_attestations_of_what_nobody_holds_fill_no_card() -> None:
+    net = Net(settings=PACED)
+    node = net.nodes[REGULATOR]
+    previous = bytes(32)
+    node.gossip.voting._credit[key_id(public(f"{FEEDER} votes"))] = 100
+    for number in range(1, 200):
+        leaves = [
+            Leaf(name, 1, number, bytes([number] * 32), 7) for name in (GRID, HOUSE, OTHER_HOUSE)
+        ]
+        message = _batch(FEEDER, number, previous, OPEN, *leaves)
+        previous = open_batch(message, GENESIS.hash).hash
+        node.feed(Received(FEEDER, message))
+    ((rows,),) = node.store._rows("SELECT count(*) FROM leaf")
+    assert rows == 99
+    assert node.gossip.counts["uncertain"] > 0
+
+
+def test_who_is_ahead_of_us_has_its_credit_back_once_its_blocks_are_here() -> None:
+    net = Net()
+    node, kid = net.nodes[REGULATOR], key_id(public(f"{FEEDER} votes"))
+    previous, blocks = bytes(32), chain(9)
+    for number, each in enumerate(blocks, start=1):
+        message = _batch(FEEDER, number, previous, OPEN, leaf(each))
+        previous = open_batch(message, GENESIS.hash).hash
+        node.feed(Received(FEEDER, message))
+    assert node.gossip.voting._credit[kid] == CREDIT_MAX - len(blocks)
+    for each in blocks:
+        node.feed(Received(HOUSE, sealed(each)))
+    assert node.gossip.voting._credit[kid] == CREDIT_MAX
+
+
+def test_who_says_again_what_it_has_attested_is_refused() -> None:
+    net = Net()
+    node, here = net.nodes[REGULATOR], chain(1)[0]
+    node.feed(Received(HOUSE, sealed(here)))
+    first = _batch(FEEDER, 1, bytes(32), OPEN, leaf(here))
+    again = _batch(FEEDER, 2, open_batch(first, GENESIS.hash).hash, OPEN, leaf(here))
+    node.feed(Received(FEEDER, first))
+    node.feed(Received(HOUSE, again))
+    assert node.gossip.counts == {"said again": 1}, "who passes it on is not to blame"
+    node.feed(Received(FEEDER, again))
+    assert node.gossip.counts == {"said again": 1, "refused": 1}
+    ((rows,),) = node.store._rows("SELECT count(*) FROM batch WHERE number = 2")
+    assert rows == 0
+
+
+def test_our_meter_gets_one_answer_of_each_voter_and_none_that_it_did_not_ask_for() -> None:
+    net = Net()
+    node, nonce = net.nodes[HOUSE], bytes(range(16))
+    node.feed(Asked(HOUSE, nonce, 0, 0))
+
+    def delivered(by: str, counter: int, asked: bytes = nonce) -> int:
+        body = HeadHeld(1, (0, GENESIS.hash), HOUSE, asked, 1, 0, bytes(32))
+        message = say(Said(by, counter, body), key(f"{by} votes"), GENESIS.hash)
+        effects = node.gossip.step(Received(by, message), net.now)
+        return sum(isinstance(each, Deliver) for each in effects)
+
+    assert delivered(FEEDER, 1, bytes(16)) == 0
+    assert delivered(GRID, 1) == 0, "it does not vote"
+    assert delivered(FEEDER, 2) == 1
+    assert delivered(FEEDER, 3) == 0
+    assert delivered(REGULATOR, 1) == 1
+    for number in range(QUESTIONS_KEPT):
+        node.feed(Asked(HOUSE, bytes([number] * 16), 0, 0))
+    assert delivered(OTHER_HOUSE, 1) == 0, "that question is long over"

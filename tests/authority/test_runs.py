@@ -156,6 +156,34 @@ def test_a_bad_seal_in_a_run_is_asked_for_until_a_good_one_comes() -> None:
     assert served(regulator, 1, LENGTH) == [blocks_message(SEALED)]
 
 
+def test_whoever_brought_a_bad_seal_is_blamed_and_not_who_brought_what_follows() -> None:
+    net, regulator = only(REGULATOR)
+    liar = blocks_message((*map(spoilt, SEALED[:2]), SEALED[2]))
+    regulator.feed(Received(FEEDER, liar))
+    regulator.feed(Received(OTHER_HOUSE, blocks_message(SEALED[3:6])))
+    assert regulator.gossip.chains[CHAIN].height == 6
+    net.mono_ms += RUN_MS
+    regulator.feed(Tick())
+    senders = regulator.gossip._senders
+    assert (senders[FEEDER].faults, senders[OTHER_HOUSE].faults) == (1, 0)
+
+
+def test_a_chain_does_not_grow_behind_a_block_whose_seal_is_lacking() -> None:
+    """Its meter may have kept that seal to itself for ever: nothing of it could be certified."""
+    net, regulator = only(REGULATOR)
+    regulator.feed(Received(FEEDER, blocks_message((*SEALED[:1], spoilt(SEALED[1]), SEALED[2]))))
+    net.mono_ms += RUN_MS
+    regulator.feed(Tick())
+    held = regulator.gossip.chains[CHAIN]
+    assert held.lacking
+    regulator.feed(Received(FEEDER, blocks_message(SEALED[3:6])))
+    regulator.feed(Received(FEEDER, SEALED[3]))
+    assert held.height == 3
+    regulator.feed(Received(FEEDER, SEALED[1]))
+    regulator.feed(Received(FEEDER, blocks_message(SEALED[3:6])))
+    assert held.height == 6
+
+
 @pytest.mark.parametrize("bad", [0, 2, 5])
 def test_of_a_run_with_a_block_in_another_spelling_those_before_it_are_taken(bad: int) -> None:
     payload = chain(LENGTH)[bad].encode()

@@ -565,7 +565,7 @@ def known(core: Gossip, liars: Container[bytes]) -> dict[str, Any]:
         "committees": core.roster.committees,
         "epoch": core.epoch,
         "sequences": core.sequences,
-        "closed": core.voting._closed,
+        "closed": core.closed,
         "evidence": set(core.evidence),
         "accused": set(core.accused),
     }
