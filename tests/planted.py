@@ -12,7 +12,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.authority import attestation, boot, certificate, promises, roster, voting
+from meterd.authority import (
+    asking,
+    attestation,
+    boot,
+    certificate,
+    judging,
+    node,
+    promises,
+    roster,
+    runs,
+    voting,
+)
 from meterd.device.store import Store
 from meterd.ledger import encoding
 from tests import sim_nodes, sim_oracle
@@ -273,6 +284,46 @@ BUGS: dict[str, Bug] = {
         ),
         replace(_CALM, forgeries=2),
         "meter .* is honest, and accused",
+    ),
+    "of a frozen chain nothing is fetched": Bug(
+        (
+            Edit(asking.Asking, "_lacking", "or held.lacking:", "or held.frozen:"),
+            Edit(
+                asking.Asking,
+                "take_digest",
+                "here != block_hash:",
+                "here != block_hash and not held.frozen:",
+            ),
+            Edit(judging.Judging, "_take_block", "if held.lacking or", "if held.frozen or"),
+            Edit(runs.Runs, "_take", "or held.lacking or", "or held.frozen or"),
+        ),
+        # One is cut off while the others certify a block of which it then sees the twin.
+        replace(
+            _CALM,
+            meters=2,
+            forkers=(0,),
+            forking=0.0,
+            seconds=13,
+            script=(
+                Step(4400, "show", (("house-1", "house-2"),)),
+                Step(4500, "let_fork", ("house-0",)),
+                Step(4950, "cut", (900, ("house-3",))),
+                *(Step(ms, "resolve") for ms in range(7000, 13_000, 300)),
+            ),
+        ),
+        "not all is certified",
+    ),
+    "whom an order removes is a stranger at once": Bug(
+        (
+            Edit(
+                node.Node,
+                "key_of",
+                "reversed(self.roster.committees)",
+                "self.roster.committees[self.epoch - 1 :]",
+            ),
+        ),
+        replace(_CALM, drop=0.3, liars=(3,), spares=1, changes=((2, 1),), removals=True),
+        "not all is certified",
     ),
     "a vote counts twice": Bug(
         (

@@ -92,6 +92,8 @@ class Plan:
         small: Whether bounds are so small that they matter.
         brief: Whether promises to meters that have started lapse soon.
         slow: What reaches the first restored node, or else the first, takes so many ms.
+        removals: Whether voters that go have no node any more, unless they have a meter.
+        resolves: How many times the distributor looks for a chain with two histories, and ends it.
         script: What happens besides, and when.
     """
 
@@ -122,6 +124,8 @@ class Plan:
     small: bool = False
     brief: bool = False
     slow: int = 0
+    removals: bool = False
+    resolves: int = 0
     script: tuple[Step, ...] = ()
 
 
@@ -167,4 +171,6 @@ def plan_of(seed: int) -> Plan:
         small=draw.random() < 0.25,
         brief=draw.random() < 0.7,
         slow=draw.choice((0, 0, 0, 0, 700, 1400)),
+        removals=bool(changes) and draw.random() < 0.5,
+        resolves=draw.choice((0, 6)) if forks else 0,
     )

@@ -34,7 +34,7 @@ from meterd.errors import AbsentError, BlockRejectedError
 from meterd.ledger.account import Genesis, Meter, Node
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import digest, seal, take_apart
-from meterd.ledger.order import Change, Interval, Order, RosterChange, spell
+from meterd.ledger.order import Change, ForkResolve, Interval, Order, RosterChange, spell
 from tests.sim_nodes import GAP, START_S, LightMeter, SimMeter, SimNode, key_of, true_uj
 from tests.sim_oracle import Oracle, Refuted
 from tests.sim_plan import Plan, bounded, plan_of
@@ -363,6 +363,7 @@ class World:
         nodes = [
             replace(node, votes=1 if node.name in come else 0 if node.name in go else node.votes)
             for node in self.oracle.proven.nodes.values()
+            if not self.plan.removals or node.name not in go or node.name in self.meters
         ]
         self.order(RosterChange(committee.epoch + 1, tuple(nodes)))
 
@@ -373,6 +374,24 @@ class World:
         going = draw.sample(voters, min(go, len(voters) - 1))
         coming = draw.sample(others, min(come, len(others)))
         self.change_roster(tuple(going), tuple(coming))
+
+    def resolve(self) -> None:
+        """Let the distributor end a chain with two histories where it is certified up to."""
+        core, oracle = self.nodes[DISTRIBUTOR].gossip, self.oracle
+        if core is None:
+            return
+        for name in self.meters:
+            held, height = core.chains.get((name, 1)), oracle.highest.get(name, 0)
+            hashes = oracle.certified.get((name, 1, height), set())
+            if held is None or not held.frozen or held.certified != height or len(hashes) != 1:
+                continue
+            if oracle.proven.enrolled((name, 1)).closed is None:
+                (base,) = hashes
+                energy = decode_block(oracle.links[base].payload).energy
+                registers = tuple(each._replace(first_uj=each.last_uj) for each in energy)
+                public = bytes(key_of(name, "seal, 2").verify_key)
+                self.order(ForkResolve(name, 1, height, base, 2, public, registers))
+                return
 
     def order(self, change: Change) -> None:
         """Let the distributor order `change`, once all before it is in force."""
@@ -469,6 +488,7 @@ class World:
             (plan.forgeries, self.forge),
             (plan.turns, self.turn),
             (int(plan.sister) * 2, self.replay_foreign),
+            (plan.resolves, self.resolve),
         ):
             for _ in range(times):
                 self.later(draw.randint(500, length_ms), what)
@@ -542,11 +562,15 @@ class World:
         return meters + [(light.name, light.sealed) for light in self.light]
 
     def _all_certified(self) -> bool:
+        proven = self.oracle.proven
+        there = [one for name, one in self.nodes.items() if one.honest and name in proven.nodes]
+        gone = [one for name, one in self.nodes.items() if one.honest and name not in proven.nodes]
+        for node in gone:  # whom an order removed has to hear of it
+            if node.gossip is None or node.name in node.gossip.roster.nodes:
+                return False
         for name, sealed in self._honest_chains():
-            for node in self.nodes.values():
-                if not node.honest:
-                    continue
-                if node.gossip is None:
+            for node in there:
+                if node.gossip is None or node.gossip.roster.head.height < proven.head.height:
                     return False
                 held = node.gossip.chains.get((name, 1))
                 if sealed and (held is None or held.certified < len(sealed) or not held.sealed):

@@ -86,7 +86,8 @@ def test_the_seeds_meet_all_that_can_go_wrong() -> None:
     plans = [plan_of(seed) for seed in range(SEEDS)]
     assert {plan.voters for plan in plans} == {1, 2, 3, 4, 5, 7, 10}
     for name in ("liars", "forkers", "restored", "changes", "order_forks", "replays", "haunts",
-                 "forgeries", "turns", "sister", "small", "late", "light", "slow"):  # fmt: skip
+                 "forgeries", "turns", "sister", "small", "late", "light", "slow",
+                 "removals", "resolves"):  # fmt: skip
         assert sum(bool(getattr(plan, name)) for plan in plans) >= 4, name
     beyond = [plan for plan in plans if len(plan.liars + plan.restored) > (plan.voters - 1) // 3]
     assert len(beyond) >= 4
