@@ -20,6 +20,7 @@ from meterd.authority import (
     judging,
     node,
     promises,
+    recall,
     roster,
     runs,
     voting,
@@ -174,9 +175,7 @@ BUGS: dict[str, Bug] = {
                 "sequences=tuple(sequences),",
                 "sequences=tuple(one for one in sequences if one[0] != kid),",
             ),
-            Edit(
-                voting.Voting, "_see_booted", "known < boot_answers(", "known < 0 * boot_answers("
-            ),
+            Edit(recall.Recall, "settled", "known < boot_answers(", "known < 0 * boot_answers("),
         ),
         _STORM,
         "is honest, and (signs two batches|attests two histories)",
@@ -200,7 +199,13 @@ BUGS: dict[str, Bug] = {
     ),
     "a boot answer without its nonce": Bug(
         (
-            Edit(voting.Voting, "take_own_batch", " or body.nonce != self._node.nonce", ""),
+            Edit(recall.Recall, "take", " or body.nonce != self._node.nonce", ""),
+            Edit(
+                asking.Asking,
+                "take_head",
+                "self._heads_asked.get(body.nonce)",
+                "set()",
+            ),
             Edit(
                 boot.HeadSearch,
                 "take",

@@ -186,7 +186,7 @@ class Gossip(Node):
                 self._keep_counters()
             case Connected():
                 self._digest_ms = min(self._digest_ms, now.mono_ms + self.jitter(500))
-                self.voting.ask_at_once()
+                self.voting.recall.ask_at_once()
         for sender in self.judging.runs.blamed:
             self._blame(sender, "blocks with bad seals")
         self.judging.runs.blamed.clear()

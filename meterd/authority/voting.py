@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterd.authority.asking import ANSWER_MS
 from meterd.authority.attestation import (
     CHECKS_ALL,
     CLOSED,
@@ -33,21 +32,21 @@ from meterd.authority.effects import (
     PutEpoch,
     Send,
 )
-from meterd.authority.messages import AskHead, AskOwnBatch, OwnBatch
 from meterd.authority.promises import Promises
-from meterd.authority.roster import OrderUnknownError, boot_answers
+from meterd.authority.recall import Recall
+from meterd.authority.roster import OrderUnknownError
 from meterd.authority.snapshot import NOTHING, Sequence, Snapshot
 from meterd.authority.witness import Vote
 from meterd.errors import BlockRejectedError
 
 if TYPE_CHECKING:
     from meterd.authority.asking import Asking
+    from meterd.authority.messages import AskHead, OwnBatch
     from meterd.authority.node import Node
     from meterd.authority.roster import ChainId, Committee
     from meterd.authority.witness import Held
 
 BATCHES_WAITING_MAX = 8
-BOOT_GRACE_MS = 10_000  # for a batch of ours that fewer know of than must answer
 CREDIT_MAX = 10_000  # attestations of one voter that lie on nothing held here: 5 MB on the card
 STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
 
@@ -61,6 +60,7 @@ class Voting:
             new.
         order_came: Whether orders have come into force, so that what waited for them is judged.
         promises: What it has promised meters that have started.
+        recall: What others say that it has voted before.
     """
 
     def __init__(self, node: Node, asking: Asking, snapshot: Snapshot) -> None:
@@ -74,9 +74,7 @@ class Voting:
         self.dirty: dict[ChainId, None] = {}
         self.batch_ms: int | None = None
         self._attested_ms = -node.settings.tick_ms
-        self._boot_asked_ms: int | None = None
-        self._boot_known_ms: int | None = None
-        self._boot_answers: dict[str, tuple[int, bytes]] = {}
+        self.recall = Recall(node, asking)
         self.order_came = False
         self._signing = self._turn_wanted = False
 
@@ -552,52 +550,20 @@ class Voting:
         """Ask what we have voted before, until enough others have said it."""
         self._see_booted()
         committee = self._duty()
-        if self._node.booted or committee is None:
-            return
-        now_ms = self._node.now.mono_ms
-        if self._boot_asked_ms is not None and now_ms - self._boot_asked_ms < ANSWER_MS:
-            return
-        self._boot_asked_ms = now_ms
-        for name, _ in committee.voters:
-            if name != self._node.name:
-                self._asking.ask(name, AskOwnBatch(self._node.kid, self._node.nonce))
-
-    def ask_at_once(self) -> None:
-        """Forget that the boot rule's question is open: it was lost with the connection."""
-        self._boot_asked_ms = None
+        if not self._node.booted and committee is not None:
+            self.recall.ask(committee)
 
     def take_own_batch(self, sender: str, body: OwnBatch) -> None:
         """Take an answer to what we have voted before."""
-        if self._node.booted or body.kid != self._node.kid or body.nonce != self._node.nonce:
-            return
-        if body.order[0] > self._node.roster.head.height or body.epoch > self._node.epoch:
-            self._asking.claim_order(sender, body.order[0])
-            return  # asked again once we know what it knows
-        self._boot_answers[sender] = (body.number, body.batch_hash)
-        self._asking.claim_batches(self._node.kid, sender, body.number)
-        self._see_booted()
+        if not self._node.booted and self.recall.take(sender, body):
+            self._see_booted()
 
     def _see_booted(self) -> None:
         committee = self._duty()
-        if self._node.booted or committee is None:
+        if self._node.booted or committee is None or not self.recall.settled(committee):
             return
-        answers = [said for name, said in self._boot_answers.items() if committee.has(name)]
-        last = self._node.sequences.get(self._node.kid, NOTHING)
-        here = (last.number, last.batch_hash)
-        known = sum(said[0] < last.number or said == here for said in answers)
-        now_ms = self._node.now.mono_ms
-        if known < boot_answers(len(committee.voters), votes=True):
-            self._boot_known_ms = None
-            return
-        if self._boot_known_ms is None:
-            self._boot_known_ms = now_ms
-        if known < len(answers) and now_ms - self._boot_known_ms < BOOT_GRACE_MS:
-            return  # one says it has a later batch of ours: a liar, or it is being fetched
         self._node.booted = True
-        self._node.tell(0, "booted", number=last.number)
-        self._after_boot()
-
-    def _after_boot(self) -> None:
+        self._node.tell(0, "booted", number=self.recall.last.number)
         for chain_id in self._node.chains:
             self.mark(chain_id)
         self._turn_epoch()

@@ -35,8 +35,9 @@ from meterd.authority.messages import (
     open_said,
     say,
 )
+from meterd.authority.recall import BOOT_GRACE_MS
 from meterd.authority.senders import PACED
-from meterd.authority.voting import BOOT_GRACE_MS, CREDIT_MAX, STRAYS_MAX
+from meterd.authority.voting import CREDIT_MAX, STRAYS_MAX
 from meterd.device import proofs
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import decode_block
