@@ -187,11 +187,13 @@ class Peer:
         )
         known = self.gossip.voting_keys(name)
         if known and bytes(key.verify_key) not in known:
-            self._store.close()
-            raise ConfigError(
-                f"the voting key in {state} is none that genesis or orders name for {name}",
-                hint="put back this node's own key, or have it enrolled anew; a key that an order "
-                "names counts once that order is in force here",
+            log_event(
+                logger,
+                logging.ERROR,
+                "voting_key_unknown",
+                name=name,
+                reason="neither genesis nor an order in force here names it for this node",
+                hint="put back this node's own key, unless an order that names this one is to come",
             )
         if damaged:
             log_event(logger, logging.ERROR, "store_damaged", reason=damaged)

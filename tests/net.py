@@ -54,6 +54,7 @@ class Member:
 
     Attributes:
         gossip: Of the present start.
+        voting: Its voting key from the next start on.
         told: Events for its journal.
         sent: (topic, message), over all starts.
         kept: (chain, height) of each block that it kept, in this order.
@@ -65,12 +66,13 @@ class Member:
         self.told: list[Tell] = []
         self.sent: list[tuple[str, bytes]] = []
         self.kept: list[tuple[tuple[str, int], int]] = []
+        self.voting = key(f"{name} votes")
         self.start()
 
     def start(self) -> None:
         """Start, from what the store holds."""
         starts = self.store.begin_start()
-        voting = key(f"{self.name} votes")
+        voting = self.voting
         self.gossip = Gossip(
             self.net.genesis,
             self.name,

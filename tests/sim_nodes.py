@@ -370,6 +370,14 @@ class SimNode:
                 del self.meter.samples[second]  # not committed yet
         self.world.later(ms or self.world.random.randint(100, 2000), self.start)
 
+    def take_new_key(self) -> None:
+        """Somebody comes and puts in the voting key that an order names."""
+        self.key = key_of(self.name, "vote, 2")
+        self.kid = key_id(bytes(self.key.verify_key))
+        if self.gossip is not None:
+            self.power = False
+            self.crash()
+
     def _do(self, effect: Effect) -> None:
         world = self.world
         match effect:
@@ -398,6 +406,8 @@ class SimNode:
                     self.meter.deliver(effect.kind, effect.message)
             case Tell():
                 world.counts[effect.event] += 1
+                if effect.event == "voting_key_replaced":
+                    world.later(500, self.take_new_key)
 
     def _said(self, message: bytes) -> bytes:
         """Return what is sent in the place of `message`: a liar denies what it holds."""

@@ -95,7 +95,7 @@ class Oracle:
         self._support: dict[tuple[int, bytes], set[str]] = {}
         self._seen = set[bytes]()
         self._numbers: dict[tuple[str, bytes, int], bytes] = {}
-        self._last: dict[tuple[str, ChainId], Leaf] = {}
+        self._last: dict[tuple[bytes, ChainId], Leaf] = {}
         self._verified = set[bytes]()
         self.convicted = set[str]()
 
@@ -164,11 +164,11 @@ class Oracle:
         for leaf in batch.leaves:
             if leaf.block_hash not in self.links:
                 raise Refuted(f"{name} is honest, and attests what nobody sealed")
-            last = self._last.get((name, leaf.chain))
+            last = self._last.get((batch.kid, leaf.chain))
             if last is not None and not self.on_one_line(last, leaf):
                 raise Refuted(f"{name} is honest, and attests two histories of {leaf.meter}")
             if last is None or leaf.height >= last.height:
-                self._last[name, leaf.chain] = leaf
+                self._last[batch.kid, leaf.chain] = leaf
 
     def _count(self, voter: str, leaf: Leaf, epoch: int, voters: int) -> None:
         """Count an attestation for a head and all before it."""

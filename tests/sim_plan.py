@@ -93,6 +93,7 @@ class Plan:
         brief: Whether promises to meters that have started lapse soon.
         slow: What reaches the first restored node, or else the first, takes so many ms.
         removals: Whether voters that go have no node any more, unless they have a meter.
+        rekeys: How many voters that stay have another key then.
         resolves: How many times the distributor looks for a chain with two histories, and ends it.
         script: What happens besides, and when.
     """
@@ -125,6 +126,7 @@ class Plan:
     brief: bool = False
     slow: int = 0
     removals: bool = False
+    rekeys: int = 0
     resolves: int = 0
     script: tuple[Step, ...] = ()
 
@@ -173,4 +175,5 @@ def plan_of(seed: int) -> Plan:
         slow=draw.choice((0, 0, 0, 0, 700, 1400)),
         removals=bool(changes) and draw.random() < 0.5,
         resolves=draw.choice((0, 6)) if forks else 0,
+        rekeys=draw.choice((0, 0, 1, 2)) if changes else 0,
     )

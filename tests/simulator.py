@@ -357,11 +357,19 @@ class World:
 
     # --- orders -------------------------------------------------------------------------------
 
-    def change_roster(self, go: tuple[str, ...], come: tuple[str, ...]) -> None:
-        """Let the distributor take the vote from some, and give it to others."""
+    def change_roster(
+        self, go: tuple[str, ...], come: tuple[str, ...], rekeyed: tuple[str, ...] = ()
+    ) -> None:
+        """Let the distributor take the vote from some, give it to others, name other keys."""
         committee = self.oracle.proven.committee
         nodes = [
-            replace(node, votes=1 if node.name in come else 0 if node.name in go else node.votes)
+            replace(
+                node,
+                votes=1 if node.name in come else 0 if node.name in go else node.votes,
+                voting_key=bytes(key_of(node.name, "vote, 2").verify_key)
+                if node.name in rekeyed
+                else node.voting_key,
+            )
             for node in self.oracle.proven.nodes.values()
             if not self.plan.removals or node.name not in go or node.name in self.meters
         ]
@@ -373,7 +381,9 @@ class World:
         others = [name for name in (*self.names, *self.spares) if name not in voters]
         going = draw.sample(voters, min(go, len(voters) - 1))
         coming = draw.sample(others, min(come, len(others)))
-        self.change_roster(tuple(going), tuple(coming))
+        staying = [name for name in voters if name not in going]
+        rekeyed = draw.sample(staying, min(self.plan.rekeys, len(staying)))
+        self.change_roster(tuple(going), tuple(coming), tuple(rekeyed))
 
     def resolve(self) -> None:
         """Let the distributor end a chain with two histories where it is certified up to."""
@@ -568,9 +578,14 @@ class World:
         for node in gone:  # whom an order removed has to hear of it
             if node.gossip is None or node.name in node.gossip.roster.nodes:
                 return False
+        given = len(self.orders) if not self.plan.resolves else proven.head.height
+        for node in there:
+            height = node.gossip.roster.head.height if node.gossip is not None else -1
+            if height < (proven.head.height if self.plan.order_forks else given):
+                return False
         for name, sealed in self._honest_chains():
             for node in there:
-                if node.gossip is None or node.gossip.roster.head.height < proven.head.height:
+                if node.gossip is None:
                     return False
                 held = node.gossip.chains.get((name, 1))
                 if sealed and (held is None or held.certified < len(sealed) or not held.sealed):

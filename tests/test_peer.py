@@ -330,7 +330,6 @@ def failing(one: Node, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     ("make", "message"),
     [
         pytest.param({"ports": ()}, "network.brokers is empty", id="without brokers"),
-        pytest.param({"key": "stranger"}, "is none that genesis or orders name", id="other key"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
@@ -342,6 +341,15 @@ def test_settings_that_cannot_be_are_refused(
     assert (code, message in said) == (78, True), said
     assert code == ConfigError.exit_code
     assert "hint:" in said
+
+
+def test_a_voting_key_that_nobody_names_is_told_and_may_be_named_by_an_order_to_come(
+    tmp_path: Path,
+) -> None:
+    one = Node.make(tmp_path, HOUSE, 1, key="a new device's")
+    with Program((*PROGRAM, *one.arguments)) as program:
+        program.hear("voting_key_unknown .*unless an order that names this one is to come")
+        program.hear("peer_started")
 
 
 def test_without_a_key_it_says_how_to_make_one(

@@ -34,13 +34,13 @@ from meterd.authority.messages import (
     OwnBatch,
     Question,
 )
+from meterd.authority.roster import ChainId
 from meterd.authority.snapshot import NOTHING
 from meterd.authority.witness import place_of
 from meterd.ledger.encoding import take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.node import Node
-    from meterd.authority.roster import ChainId
     from meterd.authority.witness import Held
 
 HEADS_IN_TURN = 64  # in each digest besides those that have grown: in a street, all of them
@@ -185,7 +185,11 @@ class Asking:
     def take_digest(self, sender: str, body: Digest) -> None:
         """Ask for what a peer says that it holds and is not held here."""
         self.claim_order(sender, body.order[0])
+        seen = set[ChainId]()
         for name, incarnation, height, block_hash in body.heads:
+            if (name, incarnation) in seen:
+                continue
+            seen.add((name, incarnation))
             held = self._node.chains.get((name, incarnation))
             if held is None:
                 if height == 0 or (name, incarnation) not in self._node.roster.chains:
@@ -217,12 +221,19 @@ class Asking:
         """Ask a peer for its own history of a chain, up to a block of it, where it is lacking.
 
         A quorum may certify that one, of a frozen chain too: who never held it would be left
-        behind there, and refuse the order that opens the chain anew.
+        behind there. Whatever is heard of it is a reason to look whether a quorum has.
         """
-        first = held.certified + 1
-        if height >= first and not held.has_branch(height, block_hash):
-            last = min(height, held.certified + BLOCKS_ASKED_MAX)
-            self.ask(peer, AskBlocks(*held.chain_id, first, last))
+        if height <= held.certified:
+            return
+        self._node.contested[held.chain_id] = None
+        lacking, now_ms = held.lacks(height, block_hash), self._node.now.mono_ms
+        asked_ms = held.asked_branch_ms
+        if lacking is None or (asked_ms is not None and now_ms - asked_ms < ANSWER_MS):
+            return
+        held.asked_branch_ms = now_ms
+        first, last = lacking
+        last = min(last, first + BLOCKS_ASKED_MAX - 1)
+        self.ask(peer, AskBlocks(*held.chain_id, first, last))
 
     def ask_any(self, question: Question, *, but: str = "") -> None:
         """Ask one of the nodes that have been heard, another than `but` if there is one."""

@@ -467,6 +467,8 @@ def _two_votes(
     voters = [_voter(proof, roster) for proof in proofs]
     if voters[0] != voters[1]:
         raise BlockRejectedError("the votes are of two authorities")
+    if low.kid != high.kid:  # another device, that may not know what the one before has signed
+        raise BlockRejectedError("the votes are under two keys")
     if low.leaf.chain != high.leaf.chain or low.leaf.height > high.leaf.height:
         raise BlockRejectedError("the votes are of two chains, or the higher one comes first")
     here = high.leaf.block_hash

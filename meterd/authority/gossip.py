@@ -129,11 +129,12 @@ class Gossip(Node):
             held = self.hold(roster.distributor)
             for height, sealed in enumerate(snapshot.orders, start=1):
                 order = decode_order(take_apart(sealed).payload)
-                latest = self.pending[-1] if self.pending else self.roster
-                self.pending.append(latest.add(order))
-                held.grow(order.hash, latest.committee.epoch)
+                epoch = self.latest().committee.epoch
+                self.await_certificate(order)
+                held.grow(order.hash, epoch)
                 if height <= snapshot.orders_certified:
                     self.roster = self.pending.pop(0)
+                    self.bases.pop(height, None)
             held.certified = snapshot.orders_certified
             held.checks = snapshot.orders_checks
         for before in snapshot.chains:
@@ -190,6 +191,9 @@ class Gossip(Node):
         for sender in self.judging.runs.blamed:
             self._blame(sender, "blocks with bad seals")
         self.judging.runs.blamed.clear()
+        for chain_id in self.contested:
+            self.judging.adopt(self.chains[chain_id])
+        self.contested.clear()
         while self.voting.order_came:
             self.voting.order_came = False
             self.judging.judge_waiting()
@@ -280,13 +284,15 @@ class Gossip(Node):
     def _take_sealed(self, sender: str, message: bytes) -> None:
         parts = take_apart(message)
         if not self.judging.take(sender, message, parts):
-            said = open_said(message, self.key_of, self.roster.genesis)
+            kid = parts.kid
+            said = open_said(message, lambda name: self.key_of(name, kid), self.roster.genesis)
             self._take_said(said, message)
 
     def _seal(self, message: bytes) -> None:
         """Take what this device's own meter, or its distributor, has sealed; tell everybody."""
         try:
             parts = take_apart(message)
+            self.judging.check_own(parts)
             self._take_sealed(self.name, message)
             place = place_of(parts.payload)
         except (BlockRejectedError, EncodingError) as error:
@@ -351,7 +357,6 @@ class Gossip(Node):
             one, other = loaded.blocks[0], loaded.load.extra
             if take_apart(one).payload != take_apart(other).payload:
                 self._take_own_evidence(seals_evidence(one, other))
-                self.judging.adopt(self.chains[loaded.load.chain])
         elif purpose[0] == "own":
             for height, sealed in enumerate(loaded.blocks, start=loaded.load.first):
                 self.out.append(Deliver("block", sealed, height))

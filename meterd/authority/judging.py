@@ -21,7 +21,7 @@ from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import BLOCK_CONTEXT, decode_block
 from meterd.ledger.chain import head_behind
 from meterd.ledger.encoding import digest, key_id, take_apart
-from meterd.ledger.order import ORDER_CONTEXT, ForkResolve, Order, Replace, decode_order, open_order
+from meterd.ledger.order import ORDER_CONTEXT, Order, decode_order, open_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 WAITING_MAX = 32  # blocks of one chain that wait for those before them; the rest is asked for
 WAITING_MS = 30_000  # so long they do, if none of these comes: whoever had one was asked meanwhile
-BRANCH_MAX = 256  # blocks of another history that are kept until a quorum decides
+BRANCH_MAX = 1024  # blocks of another history that are kept until a quorum decides: 21 days
 REFUSED_MAX = 64  # of the last refusals, to be shown
 
 
@@ -121,8 +121,12 @@ class Judging:
         if height == held.height + 1:
             return False
         if height > held.height:
-            self._wait(held, height, message)
-            self._asking.claim(held, sender, height)
+            before = held.branch.get(height - 1)
+            if before is not None and before.block_hash == previous_of(parts.payload):
+                self._other_history(sender, held, message, height)
+            else:
+                self._wait(held, height, message)
+                self._asking.claim(held, sender, height)
             return True
         here = held.hashes.get(height)
         block_hash = digest(parts.payload)
@@ -135,10 +139,10 @@ class Judging:
             self._open_order_any(message)
         elif held.chain is not None:
             open_enrolled(message, self._node.roster)  # an unverified seal is never evidence
-        if here is not None and height > held.certified:
-            self._branch_off(held, height, message)
         if not held.frozen and height <= held.sealed_to:
             self._node.out.append(Load(held.chain_id, height, height, ("compare",), message))
+        if here is not None and height > held.certified:
+            self._branch_off(held, height, message)
         return True
 
     def _other_history(self, sender: str, held: Held, message: bytes, height: int) -> None:
@@ -148,7 +152,7 @@ class Judging:
         else:
             open_enrolled(message, self._node.roster)
         self._branch_off(held, height, message)
-        if sender != self._node.name and len(held.branch) < BRANCH_MAX:
+        if sender != self._node.name:
             block_hash = digest(take_apart(message).payload)
             self._asking.ask_branch(sender, held, height, block_hash)
 
@@ -156,9 +160,19 @@ class Judging:
         """Keep a block of another history, whose seal holds, until a quorum decides."""
         payload = take_apart(message).payload
         twin = Twin(message, digest(payload), previous_of(payload))
-        if len(held.branch) < BRANCH_MAX:
-            held.branch[height] = twin
-        self.adopt(held)  # though it was there before: votes for it may have come since
+        if height not in held.branch and len(held.branch) >= BRANCH_MAX:
+            last = max(held.branch)
+            if last < height:
+                return
+            del held.branch[last]  # the lower ones decide
+        held.branch[height] = twin
+        self._node.contested[held.chain_id] = None
+        following = held.waiting.get(height + 1)
+        if following is not None and height >= held.height:
+            payload = take_apart(following).payload
+            if previous_of(payload) == twin.block_hash:
+                del held.waiting[height + 1]
+                self._again(following)
 
     def _open_order_any(self, message: bytes) -> Order:
         """Return the order in `message`, if any key of the distributor sealed it."""
@@ -198,42 +212,38 @@ class Judging:
         key = latest.enrolled(distributor).key_at(latest.head.height)
         try:
             open_order(message, key, self._node.roster.genesis)
-            following = latest.add(order)
-            if not self._bases_held(order):
-                self._wait(held, order.height, message)
-                return
+            self._node.await_certificate(order)
         except BlockRejectedError as error:
             self._refuse(held, order.height, digest(parts.payload), str(error))
             raise
-        self._node.pending.append(following)
-        epoch = latest.committee.epoch
-        block_hash = following.head.order_hash
+        epoch, block_hash = latest.committee.epoch, self._node.latest().head.order_hash
         self._grew(held, block_hash, message, checks=CHECKS_ALL, epoch=epoch)
 
-    def _bases_held(self, order: Order) -> bool:
-        """Say whether the block that an order ends a chain at is held here.
+    def check_own(self, parts: Parts) -> None:
+        """Check that an order of this device's own ends a chain where that may be ended.
+
+        Others take it whatever they hold, but attest it only where its base holds; nothing can be
+        ordered behind one that is never certified.
 
         Raises:
             BlockRejectedError: A quorum has certified more of that chain, or another block there.
         """
-        change = order.change
-        if isinstance(change, Replace):
-            height, block_hash = change.final_height, change.final_hash
-        elif isinstance(change, ForkResolve):
-            height, block_hash = change.base_height, change.base_hash
-        else:
-            return True
-        held = self._node.hold((change.meter, change.old_incarnation))
-        if held.certified > height:
-            raise BlockRejectedError(
-                f"block {held.certified} of {change.meter} is certified, the order ends it at "
-                f"{height}"
-            )
-        if held.height < height:
-            return False
-        if held.hashes.get(height) != block_hash:
-            raise BlockRejectedError(f"another block {height} of {change.meter} is held here")
-        return True
+        if ORDER_CONTEXT.encode() not in parts.payload[:24]:
+            return
+        order = decode_order(parts.payload)
+        base, distributor = order.base, self._node.roster.distributor
+        if base is None or distributor is None:
+            return
+        if order.height <= self._node.hold(distributor).height:
+            return  # it has been given
+        chain_id, height, _ = base
+        if self._node.base_holds(base) is False:
+            name, certified = chain_id[0], self._node.hold(chain_id).certified
+            if certified > height:
+                raise BlockRejectedError(
+                    f"block {certified} of {name} is certified, the order ends it at {height}"
+                )
+            raise BlockRejectedError(f"another block {height} of {name} is held here")
 
     def _grew(
         self,
@@ -307,7 +317,7 @@ class Judging:
     def _certified_elsewhere(self, held: Held) -> tuple[int, bytes] | None:
         """Return height and hash up to which a quorum attests the branch that we have seen."""
         attested: Counter[tuple[int, int]] = Counter()
-        for vote in held.foreign.values():
+        for vote in (*held.foreign.values(), *held.ahead.values()):
             at, here = vote.leaf.height, vote.leaf.block_hash
             while (twin := held.branch.get(at)) is not None and twin.block_hash == here:
                 attested[at, vote.epoch] += 1
@@ -328,7 +338,7 @@ class Judging:
         chain = self._node.roster.open_chain(held.chain_id)
         if base:
             chain = chain._replace(head=head_behind(chain, take_apart(base[0]).payload))
-        blocks = []
+        blocks, epochs = [], []
         for height in range(first, best[0] + 1):
             twin = held.branch.get(height)
             if twin is None:
@@ -340,6 +350,7 @@ class Judging:
             except BlockRejectedError:
                 return
             blocks.append((height, chain.head.block_hash, twin.sealed))
+            epochs.append(self._node.roster.epoch_at(block.order[0]))
         self._node.records.append(DropBlocks(held.chain_id, first))
         self._node.records.append(
             PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, CHECKS_ALL)
@@ -348,11 +359,12 @@ class Judging:
         for height in [height for height in held.hashes if height >= first]:
             del held.hashes[height]
         held.height = first - 1
+        held.epochs = [each for each in held.epochs if each[0] < first]
         held.sealed_to = min(held.sealed_to, held.height)
         held.lacking.clear()
         held.adoptions += 1
-        for height, block_hash, _ in blocks:
-            held.grow(block_hash, held.epoch_at(height))
+        for (height, block_hash, _), epoch in zip(blocks, epochs, strict=True):
+            held.grow(block_hash, epoch)
             held.branch.pop(height, None)
         votes = [*held.votes.items(), *held.foreign.items(), *held.ahead.items()]
         held.votes, held.foreign, held.ahead = {}, {}, {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meterd.authority.senders import Settings
     from meterd.authority.snapshot import Sequence, Snapshot
     from meterd.ledger.account import Genesis
+    from meterd.ledger.order import Base, Order
 
 
 class Node:
@@ -37,6 +38,9 @@ class Node:
         meter: The meter of this device, or empty.
         roster: The network as certified so far.
         pending: Rosters behind orders that are held and not certified yet.
+        bases: By the height of such an order, the block that it ends a chain at: chain, height,
+            hash.
+        contested: Chains of which another history may have been certified: to be looked at.
         chains: Every chain that is held.
         grown: Those that have grown since the last digest.
         epoch: The epoch that this node is in.
@@ -70,6 +74,8 @@ class Node:
         self.nonce, self.meter = nonce, meter
         self.roster = found(genesis)
         self.pending: list[Roster] = []
+        self.bases: dict[int, Base] = {}
+        self.contested: dict[ChainId, None] = {}
         self.chains: dict[ChainId, Held] = {}
         self.grown: dict[ChainId, None] = {}
         self.epoch = snapshot.epoch
@@ -136,19 +142,26 @@ class Node:
         said = Said(self.name, self._counter, body)
         self.out.append(Send(topic, say(said, self.key, self.roster.genesis)))
 
-    def key_of(self, name: str) -> bytes:
+    def key_of(self, name: str, kid: bytes = b"") -> bytes:
         """Return the key of a node, or of one that votes in an epoch that it has not closed yet.
 
-        An order may have removed it since, and others may have gone on: its locks still bind, and
-        it has to learn of the order.
+        An order may have removed it since, or given it another key, and others may have gone on:
+        its locks still bind, and it has to learn of the order.
+
+        Args:
+            name: Whose.
+            kid: Which, where it has several.
         """
-        if key := self.roster.peer_key(name):
-            return key
+        last = self.roster.peer_key(name)
+        if last and kid in {b"", key_id(last)}:
+            return last
         for committee in reversed(self.roster.committees):
             for voter, key in committee.voters:
-                if voter == name and not self.has_closed(committee.epoch, key_id(key)):
+                here = key_id(key)
+                meant = voter == name and kid in {b"", here}
+                if meant and not self.has_closed(committee.epoch, here):
                     return key
-        return b""
+        return last
 
     def voting_keys(self, name: str) -> set[bytes]:
         """Return the voting keys that genesis and orders have named for a node."""
@@ -160,6 +173,28 @@ class Node:
     def has_closed(self, epoch: int, kid: bytes) -> bool:
         """Say whether a voter is known to have closed an epoch."""
         return kid in self.closed.get(epoch, ())
+
+    def await_certificate(self, order: Order) -> None:
+        """Hold the next order, which is not certified yet.
+
+        Raises:
+            BlockRejectedError: It breaks a rule.
+        """
+        self.pending.append(self.latest().add(order))
+        if order.base is not None:
+            self.bases[order.height] = order.base
+
+    def base_holds(self, base: Base) -> bool | None:
+        """Say whether a chain may be ended at this block, as far as this node knows.
+
+        None where it does not hold that block yet. False where a quorum has certified more of that
+        chain, or another block is held there.
+        """
+        chain_id, height, block_hash = base
+        held = self.hold(chain_id)
+        if held.certified > height:
+            return False
+        return held.hashes.get(height) == block_hash if held.height >= height else None
 
     def latest(self) -> Roster:
         """Return the network as the last order that is held makes it, certified or not."""

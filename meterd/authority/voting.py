@@ -70,6 +70,8 @@ class Voting:
         self._batches_waiting: dict[bytes, dict[int, bytes]] = {}
         self._strays: dict[bytes, dict[int, Batch]] = {}
         self._credit: dict[bytes, int] = {}
+        self._replaced = False  # told that our key is
+        self._closing_at: dict[bytes, tuple[int, ChainId]] = {}
         self._suspected: dict[tuple[bytes, ChainId], tuple[int, int]] = {}
         self.dirty: dict[ChainId, None] = {}
         self.batch_ms: int | None = None
@@ -208,10 +210,23 @@ class Voting:
         self._attest_soon()
         self._turn_epoch()
 
+    def _in_turn(self, batch: Batch) -> bool:
+        """Say whether a closing batch goes on with chains behind those of the ones before."""
+        header, before = batch.header, self._closing_at.get(batch.kid)
+        if not batch.leaves:
+            return header.closing == CLOSED
+        if before is not None and (header.epoch, batch.leaves[0].chain) <= before:
+            self._node.count("said again")
+            return False
+        self._closing_at[batch.kid] = (header.epoch, batch.leaves[-1].chain)
+        return True
+
     def _take_leaf(self, held: Held, kid: bytes, vote: Vote) -> None:
         before, leaf = held.votes.get(kid), vote.leaf
         found_to_be = held.sort_vote(kid, vote)
         voter = self._node.voter_name(kid)
+        if found_to_be != "on" and held.branch:
+            self._node.contested[held.chain_id] = None
         if found_to_be == "foreign":
             self.suspect(held, kid, vote)
             if voter and voter != self._node.name:  # a quorum may certify that other history
@@ -224,6 +239,7 @@ class Voting:
             if before is None or before.leaf.height < leaf.height or before.epoch < vote.epoch:
                 more = leaf.height - (before.leaf.height if before else 0)
                 self._credit[kid] = min(self._credit.get(kid, CREDIT_MAX) + more, CREDIT_MAX)
+                held.passed.pop(kid, None)
                 self.certify(held)
 
     def sort_reached(self, held: Held) -> None:
@@ -243,12 +259,14 @@ class Voting:
         """
         kid, header = batch.kid, batch.header
         if header.closing != OPEN:
-            return True
+            return self._in_turn(batch)
         unsure = 0
         for leaf in batch.leaves:
             held = self._node.hold(leaf.chain)
-            last = held.votes.get(kid)
-            if held.hashes.get(leaf.height) != leaf.block_hash:
+            last, here = held.votes.get(kid), held.hashes.get(leaf.height)
+            if here is None and held.passed.get(kid, 0) < leaf.height <= held.certified:
+                held.passed[kid] = leaf.height  # so late that it cannot be compared any more
+            elif here != leaf.block_hash:
                 unsure += 1
             elif last and (last.epoch, last.leaf.height) >= (header.epoch, leaf.height):
                 if sender == voter:
@@ -337,7 +355,13 @@ class Voting:
 
     def _order_in_force(self) -> None:
         self._node.roster = self._node.pending.pop(0)
-        self._node.tell(0, "order_in_force", height=self._node.roster.head.height)
+        height = self._node.roster.head.height
+        self._node.tell(0, "order_in_force", height=height)
+        base = self._node.bases.pop(height, None)
+        if base is not None and self._node.base_holds(base) is False:
+            (meter, incarnation), at, _ = base
+            certified = self._node.hold((meter, incarnation)).certified
+            self._node.tell(2, "ended_elsewhere", meter=meter, at=at, certified=certified)
         self._turn_epoch()
         self.order_came = True
 
@@ -460,6 +484,8 @@ class Voting:
         height = self.promises.allowed(held)
         while height and held.epoch_at(height) > self._node.epoch:
             height -= 1
+        if held.chain is None:
+            height = self._allowed_orders(held, height)
         if held.frozen or not height or not held.sealed or height not in held.hashes:
             return None
         if self._node.kid in held.ahead or self._node.kid in held.foreign:
@@ -477,6 +503,17 @@ class Voting:
         if height == held.height:
             held.checks = CHECKS_ALL
         return Leaf(name, incarnation, height, held.hashes[height], checks)
+
+    def _allowed_orders(self, held: Held, height: int) -> int:
+        """Return up to which order we attest: none whose chain may not be ended there.
+
+        Nor any behind it. It is certified without us, or it never is.
+        """
+        for at, base in sorted(self._node.bases.items()):
+            if at <= height and not self._node.base_holds(base):
+                self.dirty[held.chain_id] = None  # its block may still come
+                return at - 1
+        return height
 
     def _locks_adopted(self, held: Held) -> bool:
         """Say whether what we hold extends the locks of a quorum of each epoch before.
@@ -548,10 +585,20 @@ class Voting:
 
     def boot(self) -> None:
         """Ask what we have voted before, until enough others have said it."""
+        self._see_replaced()
         self._see_booted()
         committee = self._duty()
         if not self._node.booted and committee is not None:
             self.recall.ask(committee)
+
+    def _see_replaced(self) -> None:
+        """Tell, once nothing is left to be signed under our key, that an order names another."""
+        named = self._node.roster.peer_key(self._node.name)
+        if self._replaced or named in {b"", bytes(self._node.key.verify_key)}:
+            return
+        if not self._unclosed():
+            self._replaced = True
+            self._node.tell(2, "voting_key_replaced")
 
     def take_own_batch(self, sender: str, body: OwnBatch) -> None:
         """Take an answer to what we have voted before."""

@@ -91,6 +91,8 @@ class Held:
         wanted: By peer, the height up to which it says it holds the chain.
         asked: (peer, when) of the question that is open, or None.
         branch: Blocks of another history by height.
+        asked_branch_ms: When such were asked for last, by the clock of `Now`; None if never.
+        passed: By key id, the height of a voter's last attestation below what is kept here.
         refused: Hash of the block that was refused last: it is not judged again.
         sealed_to: Up to which height each block's own seal has been verified. Those above came in
             runs: what links to them has a good seal (see `judge_run`).
@@ -106,6 +108,7 @@ class Held:
         "adoptions",
         "ahead",
         "asked",
+        "asked_branch_ms",
         "asked_seals_ms",
         "branch",
         "certified",
@@ -121,6 +124,7 @@ class Held:
         "height",
         "lacking",
         "locks",
+        "passed",
         "refused",
         "runs",
         "sealed_to",
@@ -147,6 +151,8 @@ class Held:
         self.wanted: dict[str, int] = {}
         self.asked: tuple[str, int] | None = None
         self.branch: dict[int, Twin] = {}
+        self.asked_branch_ms: int | None = None
+        self.passed: dict[bytes, int] = {}
         self.refused = b""
         self.sealed_to = self.asked_seals_ms = self.adoptions = 0
         self.lacking: dict[int, bytes] = {}
@@ -172,14 +178,22 @@ class Held:
         """Return who brought the run that the block at `height` came in; empty if none did."""
         return next((peer for first, peer in reversed(self.runs) if first <= height), "")
 
-    def has_branch(self, height: int, block_hash: bytes) -> bool:
-        """Say whether another history is held from this block down to what is certified."""
+    def lacks(self, height: int, block_hash: bytes) -> tuple[int, int] | None:
+        """Return which blocks are lacking of another history up to this block: first and last.
+
+        None where it is held down to what is certified.
+        """
         while height > self.certified:
             twin = self.branch.get(height)
             if twin is None or twin.block_hash != block_hash:
-                return False
+                break
             height, block_hash = height - 1, twin.previous
-        return True
+        else:
+            return None
+        first, here = self.certified + 1, self.hashes.get(self.certified)
+        while (twin := self.branch.get(first)) is not None and twin.previous == here:
+            first, here = first + 1, twin.block_hash
+        return (first if first <= height else self.certified + 1), height
 
     def lies_on(self, leaf: Leaf) -> bool:
         """Say whether an attestation is of this history, as far as it is held."""

@@ -303,10 +303,11 @@ def _end(
     chain_id = (chain.name, chain.incarnation)
     held = desk.node.core.chains.get(chain_id)
     certified, top = (held.certified, held.height) if held else (0, 0)
-    if final is None and top > certified and not (held and held.frozen):
+    if top > certified and not (held and held.frozen):
         raise ConfigError(
             f"blocks of {chain.name} are held up to {top}, and certified up to {certified}",
-            hint=f"wait until all are certified, or end it earlier with --final {certified}",
+            hint="see that the meter has stopped, and wait until all are certified: an order that "
+            "ends a chain below what is certified is never in force, and none can follow it",
         )
     height = certified if final is None else final
     if height == 0:

@@ -110,6 +110,7 @@ class Interval(NamedTuple):
     interval_s: int
 
 
+Base: TypeAlias = tuple[tuple[str, int], int, bytes]  # (meter, incarnation), height, hash
 Change: TypeAlias = Enrol | Replace | Rotate | Revoke | RosterChange | ForkResolve | Interval
 
 
@@ -156,6 +157,23 @@ class Order(NamedTuple):
         """
         change: Change = KINDS[self.kind](self.body)
         return change
+
+    @property
+    def base(self) -> Base | None:
+        """The block that it ends a chain at, where it ends one.
+
+        Raises:
+            EncodingError: The body is not of its kind.
+        """
+        match self.change:
+            case Replace() as change:
+                chain_id = change.meter, change.old_incarnation
+                return chain_id, change.final_height, change.final_hash
+            case ForkResolve() as change:
+                chain_id = change.meter, change.old_incarnation
+                return chain_id, change.base_height, change.base_hash
+            case _:
+                return None
 
 
 def spell(change: Change) -> tuple[str, tuple[Any, ...]]:

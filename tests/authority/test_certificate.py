@@ -42,6 +42,7 @@ from meterd.authority.certificate import (
 from meterd.authority.roster import OrderUnknownError, Roster, found
 from meterd.errors import BlockRejectedError, EncodingError, MeterdError
 from meterd.ledger.encoding import decode, encode, seal
+from meterd.ledger.order import RosterChange
 from tests.authority.examples import (
     ELSEWHERE,
     ENROL,
@@ -751,14 +752,24 @@ def test_two_votes_for_two_histories_convict_an_authority(
     assert verify_evidence(evidence, ROSTER) == expected
 
 
-def test_two_votes_in_two_epochs_under_two_keys_convict_as_well() -> None:
-    roster = NEXT.roster
+def test_two_votes_in_two_epochs_convict_as_well() -> None:
+    roster = ordered(RosterChange(2, NODES)).roster
     evidence = votes_evidence(
         proof(FIRST_BLOCK, LIAR, epoch=1), proof(FORK, LIAR, roster=roster), []
     )
     assert verify_evidence(evidence, roster).name == LIAR
     with pytest.raises(OrderUnknownError, match="epoch 2 is not known here"):
         verify_evidence(evidence, ROSTER)
+
+
+def test_two_votes_under_two_keys_convict_nobody() -> None:
+    """The second device may not know what the first has signed: that was lost with it."""
+    roster = NEXT.roster
+    evidence = votes_evidence(
+        proof(FIRST_BLOCK, LIAR, epoch=1), proof(FORK, LIAR, roster=roster), []
+    )
+    with pytest.raises(BlockRejectedError, match="under two keys"):
+        verify_evidence(evidence, roster)
 
 
 FOREIGN = prove(

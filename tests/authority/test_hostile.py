@@ -9,7 +9,7 @@ import cbor2
 import pytest
 
 from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX, QUESTIONS_KEPT, cost_of
-from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch, open_batch
+from meterd.authority.attestation import CLOSED, CLOSING, OPEN, Header, Leaf, make_batch, open_batch
 from meterd.authority.effects import (
     Asked,
     Assembled,
@@ -23,10 +23,12 @@ from meterd.authority.effects import (
 )
 from meterd.authority.messages import (
     ASKED_MAX,
+    HEADS_MAX,
     AskBatches,
     AskBlocks,
     AskClosings,
     AskOwnBatch,
+    Digest,
     Fetch,
     HeadHeld,
     OwnBatch,
@@ -38,6 +40,7 @@ from meterd.authority.messages import (
 from meterd.authority.recall import BOOT_GRACE_MS
 from meterd.authority.senders import PACED
 from meterd.authority.voting import CREDIT_MAX, STRAYS_MAX
+from meterd.authority.witness import HASHES_KEPT
 from meterd.device import proofs
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import decode_block
@@ -197,9 +200,7 @@ def test_a_liar_that_claims_a_later_batch_of_ours_delays_us_a_while_and_no_longe
     assert node.gossip.sequences[node.gossip.kid].number >= last.number
 
 
-def test_a_history_that_is_certified_after_its_blocks_came_is_adopted_when_they_come_again() -> (
-    None
-):
+def test_a_history_that_is_certified_after_its_blocks_came_is_adopted() -> None:
     net = Net()
     net.settle(6)
     net.broker = lambda _: []
@@ -212,9 +213,8 @@ def test_a_history_that_is_certified_after_its_blocks_came_is_adopted_when_they_
         header = Header(1, 1, bytes(32), WALL_S, OPEN)
         _, message = make_batch(header, [leaf(theirs)], key(f"{voter} votes"), GENESIS.hash)
         node.feed(Received(voter, message))
+        assert node.gossip.chains[HOUSE, 1].certified == (voter == REGULATOR)
     held = node.gossip.chains[HOUSE, 1]
-    assert held.head_hash == ours.hash
-    node.feed(Received(REGULATOR, sealed(theirs)))
     assert (held.head_hash, held.certified) == (theirs.hash, 1)
 
 
@@ -473,3 +473,58 @@ def test_our_meter_gets_one_answer_of_each_voter_and_none_that_it_did_not_ask_fo
     for number in range(QUESTIONS_KEPT):
         node.feed(Asked(HOUSE, bytes([number] * 16), 0, 0))
     assert delivered(OTHER_HOUSE, 1) == 0, "that question is long over"
+
+
+def test_attestations_that_come_after_their_blocks_are_long_certified_cost_nothing() -> None:
+    """Its messages were lost for long, while all else went on: they come in order, and count."""
+    net = Net()
+    node, kid = net.nodes[OTHER_HOUSE], key_id(public(f"{REGULATOR} votes"))
+    node.gossip.voting._credit[kid] = 10
+    blocks, last = chain(HASHES_KEPT * 2), {by: (0, bytes(32)) for by in (FEEDER, HOUSE, REGULATOR)}
+
+    def batch_of(by: str, here: Block) -> bytes:
+        number, previous = last[by]
+        message = _batch(by, number + 1, previous, OPEN, leaf(here))
+        last[by] = number + 1, open_batch(message, GENESIS.hash).hash
+        return message
+
+    late = []
+    for each in blocks:
+        node.feed(Received(HOUSE, sealed(each)))
+        late.append(batch_of(REGULATOR, each))
+    node.feed(Tick())
+    for by in (FEEDER, HOUSE):
+        node.feed(Received(by, batch_of(by, blocks[-1])))
+    node.feed(Received(REGULATOR, late[0]))
+    node.gossip.chains[HOUSE, 1].certified = len(blocks)
+    for message in late[1:]:
+        node.feed(Received(REGULATOR, message))
+    assert node.gossip.sequences[kid].number == len(blocks)
+    assert "uncertain" not in node.gossip.counts
+
+
+def test_one_series_of_closing_batches_names_each_chain_once() -> None:
+    net = Net()
+    node, kid = net.nodes[REGULATOR], key_id(public(f"{FEEDER} votes"))
+    previous, numbers = bytes(32), []
+    for number, name in enumerate((GRID, HOUSE, HOUSE, OTHER_HOUSE), start=1):
+        message = _batch(FEEDER, number, previous, CLOSING, Leaf(name, 1, 1 << 40, bytes(32), 7))
+        previous = open_batch(message, GENESIS.hash).hash
+        node.feed(Received(FEEDER, message))
+        numbers.append(node.gossip.sequences[kid].number)
+    assert numbers == [1, 2, 2, 2]
+    assert node.gossip.counts == {"said again": 1}
+
+
+def test_a_digest_that_names_one_chain_often_is_one_question() -> None:
+    net = Net()
+    net.settle(6)
+    node = net.nodes[REGULATOR]
+    node.feed(Received(HOUSE, sealed(chain(1)[0])))
+    heads = tuple((HOUSE, 1, 1, bytes([at] * 32)) for at in range(HEADS_MAX))
+    for counter in (1, 2):
+        before = len(node.sent)
+        digest = Said(HOUSE, (1 << 62) + counter, Digest((0, GENESIS.hash), heads, (), ()))
+        node.feed(Received(HOUSE, say(digest, key(f"{HOUSE} votes"), GENESIS.hash)))
+        asked = [topic for topic, _ in node.sent[before:] if topic.startswith("fetch/")]
+        assert len(asked) == (1 if counter == 1 else 0)

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meterd.authority import judging
 from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch
 from meterd.authority.certificate import seals_evidence
 from meterd.authority.effects import Received, Sealed
+from meterd.authority.senders import PACED, Settings
 from meterd.ledger.encoding import seal
-from meterd.ledger.order import ForkResolve, Interval, RosterChange
+from meterd.ledger.order import ForkResolve, Interval, Replace, RosterChange
 from tests.authority.examples import (
     GENESIS,
     GRID,
@@ -26,7 +28,7 @@ from tests.authority.examples import (
     public,
     sealed,
 )
-from tests.net import FEEDER, REGULATOR, WALL_S, Net
+from tests.net import EAGER, FEEDER, REGULATOR, WALL_S, Net
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,8 +81,8 @@ def in_force(net: Net) -> set[int]:
     return {each.gossip.roster.head.height for each in net.nodes.values()}
 
 
-def settled() -> Net:
-    net = Net()
+def settled(pace: Settings = EAGER) -> Net:
+    net = Net(settings=pace)
     net.settle(6)
     net.seal(*SEALED[:3])
     net.settle(3)
@@ -141,6 +143,147 @@ def test_a_history_that_lost_is_left_where_others_attest_the_other_before_its_bl
     give(net, resolved(BLOCKS[4]))
     net.settle(6)
     assert in_force(net) == {1}
+
+
+def _replaced(base: Block) -> Replace:
+    energy = tuple(each._replace(first_uj=each.last_uj) for each in base.energy)
+    sealing = public(f"{HOUSE} seals, 2")
+    return Replace(HOUSE, 1, base.height, base.hash, 2, sealing, b"", 60_000, 230_000, 1, energy)
+
+
+def test_who_knows_more_of_a_chain_than_an_order_ends_follows_it_once_it_is_certified() -> None:
+    """One alone has all votes on block 4 when the order to end the chain at 3 overtakes them."""
+    net = settled()
+    knows = net.nodes[FEEDER]
+    votes: list[Post] = []
+
+    def slow_votes(posts: list[Post]) -> Iterable[Post]:
+        for post in posts:
+            if post[1] == "attest" and post[0] != FEEDER:
+                votes.append(post)
+                knows.feed(Received(post[0], post[2]))
+            else:
+                yield post
+
+    net.broker = slow_votes
+    net.seal(SEALED[3])
+    for _ in range(3):
+        net.hop()
+    assert {name: each.certified() for name, each in net.nodes.items()}[FEEDER] == 4
+    assert {each.certified() for name, each in net.nodes.items() if name != FEEDER} == {3}
+    net.broker = lambda posts: posts
+    give(net, _replaced(BLOCKS[2]))
+    for _ in range(6):
+        net.hop()
+    net.queue += votes
+    net.settle(6)
+    assert in_force(net) == {1}
+    assert [each["certified"] for each in knows.alarms("ended_elsewhere")] == [4]
+    give(net, Interval(900))
+    net.settle(6)
+    assert in_force(net) == {2}
+    knows.start()
+    net.settle(6)
+    assert in_force(net) == {2}
+    assert not any(each.gossip.counts for each in net.nodes.values()), "nobody was refused"
+
+
+def test_the_distributors_own_node_gives_no_order_that_ends_a_chain_where_it_may_not_end() -> None:
+    net = settled()
+    for base in (BLOCKS[1], TWIN._replace(height=3)):
+        give(net, _replaced(base))
+        net.settle(2)
+        assert net.nodes[GRID].gossip.chains[GRID, 1].height == 0
+    refused = [told for told in net.nodes[GRID].told if told.event == "own_refused"]
+    assert len(refused) == 2
+    give(net, _replaced(BLOCKS[2]))
+    net.settle(4)
+    assert in_force(net) == {1}
+
+
+def test_a_history_is_adopted_whose_votes_are_all_above_our_head() -> None:
+    net = settled(PACED)
+    late = net.nodes.pop(REGULATOR)
+    net.seal(*SEALED[3:6])
+    net.settle(6)
+    del net.nodes[HOUSE]
+    late.feed(Received(HOUSE, sealed(TWIN)))
+    net.nodes[REGULATOR] = late
+    net.settle(12)
+    assert late.certified() == 6
+
+
+@pytest.mark.parametrize("length", [2, 150, 300])
+def test_a_history_is_adopted_however_long(length: int) -> None:
+    blocks = chain(3 + length)
+    net = settled()
+    liar = Liar(net, HOUSE)
+    late = net.nodes.pop(REGULATOR)
+    for each in blocks[3:]:
+        liar.says(sealed(each), *net.nodes)
+        net.mono_ms += 100
+    liar.votes([leaf(blocks[-1])], *net.nodes)
+    net.settle(3)
+    here = TWIN
+    for _ in range(length):
+        late.feed(Received(HOUSE, sealed(here)))
+        here = block(here)
+        net.mono_ms += 100
+    net.queue.clear()
+    net.nodes[REGULATOR] = late
+    net.settle(12)
+    held = late.gossip.chains[HOUSE, 1]
+    assert (held.certified, held.head_hash) == (3 + length, blocks[-1].hash)
+
+
+def test_a_third_history_leaves_room_for_the_one_that_is_certified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judging, "BRANCH_MAX", 20)
+    net = settled()
+    liar = Liar(net, HOUSE)
+    late = net.nodes.pop(REGULATOR)
+    liar.says(SEALED[3], *net.nodes)
+    liar.votes([leaf(BLOCKS[3])], *net.nodes)
+    net.settle(3)
+    for here in (TWIN, TWIN._replace(fingerprint=bytes([8] * 32))):
+        for _ in range(25):
+            late.feed(Received(HOUSE, sealed(here)))
+            here = block(here)  # noqa: PLW2901 - the next of it
+    assert len(late.gossip.chains[HOUSE, 1].branch) == 20
+    net.queue.clear()
+    net.nodes[REGULATOR] = late
+    net.settle(6)
+    assert late.certified() == 4
+
+
+@pytest.mark.parametrize("lies", [True, False])
+def test_a_voter_whose_key_an_order_changes_is_heard_until_it_has_closed(*, lies: bool) -> None:
+    net = settled()
+    liar = Liar(net, FEEDER)
+    cut_off = net.nodes.pop(REGULATOR)
+    nodes = [node(name) for name in VOTERS if name != REGULATOR]
+    change = RosterChange(
+        2, (*nodes, node(REGULATOR, voting="regulator votes, 2"), node(GRID, votes=0))
+    )
+    made = order(change)
+    give(net, change)
+    for _ in range(10):
+        net.hop()
+    liar.votes([leaf(made)], *net.nodes)
+    locks = [Leaf(name, 1, 1 << 40, bytes([7] * 32), 7) for name in (GRID, HOUSE, OTHER_HOUSE)]
+    liar.votes(locks if lies else [leaf(BLOCKS[2])], *net.nodes, closing=CLOSED)
+    net.settle(2)
+    net.nodes[REGULATOR] = cut_off
+    net.settle(6)
+    told = cut_off.alarms("voting_key_replaced")
+    assert (cut_off.gossip.roster.head.height, len(told)) == (1, 1)
+    cut_off.voting = key("regulator votes, 2")
+    cut_off.start()
+    net.settle(30)
+    net.seal(*SEALED[3:6])
+    net.settle(6)
+    assert {each.certified() for each in net.nodes.values()} == {6}
 
 
 @pytest.mark.parametrize("lies", [True, False])

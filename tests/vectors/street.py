@@ -23,6 +23,7 @@ from meterd.authority.attestation import (
 from meterd.authority.certificate import certificate_of, seals_evidence, votes_evidence
 from meterd.authority.roster import found
 from meterd.ledger.encoding import decode, encode, seal, take_apart
+from meterd.ledger.order import RosterChange
 from tests.authority.examples import (
     CHANGES,
     ELSEWHERE,
@@ -497,11 +498,15 @@ def evidence() -> Iterator[Case]:
         payloads = [item.encode() for item in between]
         return votes_evidence(proof(one, LIAR), proof(other, by), payloads)
 
-    network, rotated = ordered(NEXT_EPOCH), ordered(ROTATE)
+    network, rotated = ordered(RosterChange(2, NODES)), ordered(ROTATE)
+    rekeyed = ordered(NEXT_EPOCH)
     later = FORK._replace(order=(1, rotated.orders[0].hash))
     meter, vote_of_one = [HOUSE, "meter", HOUSE, 1, 1], [LIAR, "authority", HOUSE, 1, 1]
     epochs = votes_evidence(
         proof(FIRST_BLOCK, LIAR, epoch=1), proof(FORK, LIAR, roster=network.roster), []
+    )
+    two_keys = votes_evidence(
+        proof(FIRST_BLOCK, LIAR, epoch=1), proof(FORK, LIAR, roster=rekeyed.roster), []
     )
     foreign = sign_batch(HEADER, [leaf(FORK)], key(f"{LIAR} votes"), ELSEWHERE.hash)
     elsewhere = prove(open_batch(foreign, ELSEWHERE.hash), 0)
@@ -538,6 +543,7 @@ def evidence() -> Iterator[Case]:
             vote_of_one,
         ),
         ("two votes in two epochs", epochs, network, vote_of_one),
+        ("two votes under two keys", two_keys, rekeyed, []),
         (
             "two votes for orders",
             votes(order(ENROL), order(SHORTER)),
