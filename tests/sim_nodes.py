@@ -46,6 +46,7 @@ from meterd.ledger.chain import head_behind, verify_block
 from meterd.ledger.encoding import decode, digest, encode, key_id, seal, take_apart
 
 if TYPE_CHECKING:
+    from meterd.authority.certificate import Certificate
     from meterd.authority.effects import Effect, Event, Record
     from meterd.authority.roster import Roster
     from meterd.ledger.chain import Chain
@@ -207,6 +208,17 @@ class SimMeter(Chained):
             heights = (self.chain.head.height, self.roster.head.height)
             node.feed(Asked(self.name, search.nonce, *heights))
         return self.may_seal
+
+    def take_certificate(self, certificate: Certificate) -> None:
+        """Take note that a block is certified, if it is one that the card holds."""
+        height = certificate.height
+        if height > len(self.sealed):
+            return
+        if digest(take_apart(self.sealed[height - 1]).payload) != certificate.block_hash:
+            return
+        self.certified = max(self.certified, height)
+        if self.search is not None:
+            self.search.certified(height)
 
     def seal(self, node: SimNode) -> None:
         """Seal what has passed: a block for each second, one gap block for an absence."""
@@ -459,6 +471,11 @@ class SimNode:
                 here = self.hash_of(record.chain, record.height)
                 oracle.taken_for_certified(self.name, (*record.chain, record.height), here)
 
+    def certified(self, meter: str) -> int:
+        """Return up to where it takes a meter's first chain for certified."""
+        held = self.gossip.chains.get((meter, 1)) if self.gossip is not None else None
+        return held.certified if held is not None else 0
+
     def hash_of(self, chain: tuple[str, int], height: int) -> bytes:
         """Return the hash of a block on the card; empty where there is none."""
         rows = self.store._rows(
@@ -476,9 +493,7 @@ class SimNode:
         self.world.oracle.certificate(made[1])
         self.world.counts["certificates"] += 1
         if self.meter is not None and effect.chain[0] == self.name:
-            self.meter.certified = max(self.meter.certified, effect.height)
-            if self.meter.search is not None:
-                self.meter.search.certified(effect.height)
+            self.meter.take_certificate(made[1])
 
     def bring_orders(self) -> None:
         """Hand our meter the certified orders that it lacks."""

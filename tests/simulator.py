@@ -578,6 +578,12 @@ class World:
         for node in gone:  # whom an order removed has to hear of it
             if node.gossip is None or node.name in node.gossip.roster.nodes:
                 return False
+        if not self.plan.liars and not self.plan.restored:  # of whose chain ever
+            for name in self.meters:
+                heights = {one.certified(name) for one in there if one.gossip is not None}
+                ended = proven.enrolled((name, 1)).closed is not None  # what is above is refused
+                if len(heights) > 1 and not ended:
+                    return False
         given = len(self.orders) if not self.plan.resolves else proven.head.height
         for node in there:
             height = node.gossip.roster.head.height if node.gossip is not None else -1

@@ -310,6 +310,7 @@ class Judging:
 
     def adopt(self, held: Held) -> None:
         """Where a quorum has certified another history than ours, take it: see `_adopted`."""
+        self._voting.certify(held)  # what the two have in common
         if self._certified_elsewhere(held) and held.certified + 1 in held.branch:
             base = held.certified
             self._node.out.append(Load(held.chain_id, base, base, ("adopt",)))

@@ -293,7 +293,8 @@ class Voting:
 
     def certify(self, held: Held) -> None:
         """See up to where quorums have attested a chain."""
-        above = [vote.epoch for vote in held.votes.values() if vote.leaf.height > held.certified]
+        attested = held.attested()
+        above = [epoch for _, height, epoch in attested if height > held.certified]
         if len(above) < self._node.roster.quorum_least:
             return
         best = (held.certified, held.certified_epoch)
@@ -301,16 +302,11 @@ class Voting:
             committee = self._node.roster.committee_of(epoch)
             if committee is None:
                 continue
-            heights = sorted(
-                (
-                    vote.leaf.height
-                    for kid, vote in held.votes.items()
-                    if vote.epoch == epoch
-                    and held.epoch_at(vote.leaf.height) <= epoch
-                    and committee.voter(kid)
-                ),
-                reverse=True,
-            )
+            highest: dict[bytes, int] = {}
+            for kid, height, of in attested:
+                if of == epoch and held.epoch_at(height) <= epoch and committee.voter(kid):
+                    highest[kid] = max(height, highest.get(kid, 0))
+            heights = sorted(highest.values(), reverse=True)
             if len(heights) >= committee.quorum:
                 best = max(best, (heights[committee.quorum - 1], epoch))
         if best[0] <= held.certified:

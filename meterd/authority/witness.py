@@ -195,6 +195,22 @@ class Held:
             first, here = first + 1, twin.block_hash
         return (first if first <= height else self.certified + 1), height
 
+    def joint(self, leaf: Leaf) -> int:
+        """Return up to where an attestation of another history is one of ours too; 0 if unknown."""
+        at, here = leaf.height, leaf.block_hash
+        while (twin := self.branch.get(at)) is not None and twin.block_hash == here:
+            at, here = at - 1, twin.previous
+        return at if at < leaf.height and self.hashes.get(at) == here else 0
+
+    def attested(self) -> list[tuple[bytes, int, int]]:
+        """Return up to where each voter attests this history: key id, height, epoch."""
+        mine = [(kid, vote.leaf.height, vote.epoch) for kid, vote in self.votes.items()]
+        if not self.branch:
+            return mine
+        others = [*self.foreign.items(), *self.ahead.items()]
+        joints = [(kid, self.joint(vote.leaf), vote.epoch) for kid, vote in others]
+        return mine + [joint for joint in joints if joint[1]]
+
     def lies_on(self, leaf: Leaf) -> bool:
         """Say whether an attestation is of this history, as far as it is held."""
         return leaf.height <= self.certified or self.hashes.get(leaf.height) == leaf.block_hash

@@ -11,6 +11,7 @@ from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch
 from meterd.authority.certificate import seals_evidence
 from meterd.authority.effects import Received, Sealed
 from meterd.authority.senders import PACED, Settings
+from meterd.authority.snapshot import NOTHING
 from meterd.ledger.encoding import seal
 from meterd.ledger.order import ForkResolve, Interval, Replace, RosterChange
 from tests.authority.examples import (
@@ -48,7 +49,7 @@ class Liar:
     def __init__(self, net: Net, name: str) -> None:
         core = net.nodes.pop(name).gossip
         self._net, self._name = net, name
-        last = core.sequences[core.kid]
+        last = core.sequences.get(core.kid, NOTHING)
         self._number, self._previous = last.number, last.batch_hash
 
     def votes(self, leaves: Iterable[Leaf], *to: str, closing: int = OPEN) -> None:
@@ -211,6 +212,21 @@ def test_a_history_is_adopted_whose_votes_are_all_above_our_head() -> None:
     net.nodes[REGULATOR] = late
     net.settle(12)
     assert late.certified() == 6
+
+
+def test_what_two_histories_have_in_common_is_certified_by_votes_for_either() -> None:
+    """Two attest block 4, two its twin; below both all four vouch for block 3."""
+    net = Net()
+    net.settle(6)
+    net.broker = lambda _: []
+    watcher = net.nodes[GRID]
+    for message in (*SEALED[:4], sealed(TWIN)):
+        watcher.feed(Received(HOUSE, message))
+    for name, here in zip(VOTERS, (BLOCKS[3], BLOCKS[3], TWIN, TWIN), strict=True):
+        assert watcher.certified() == (3 if name == VOTERS[3] else 0)
+        Liar(net, name).votes([leaf(here)], GRID)
+    held = watcher.gossip.chains[HOUSE, 1]
+    assert (held.height, held.certified) == (4, 3)
 
 
 @pytest.mark.parametrize("length", [2, 150, 300])
