@@ -471,6 +471,11 @@ class SimNode:
                 here = self.hash_of(record.chain, record.height)
                 oracle.taken_for_certified(self.name, (*record.chain, record.height), here)
 
+    def height_of(self, chain: tuple[str, int]) -> int:
+        """Return up to where it holds a chain."""
+        held = self.gossip.chains.get(chain) if self.gossip is not None else None
+        return held.height if held is not None else 0
+
     def certified(self, meter: str) -> int:
         """Return up to where it takes a meter's first chain for certified."""
         held = self.gossip.chains.get((meter, 1)) if self.gossip is not None else None

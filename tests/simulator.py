@@ -578,13 +578,15 @@ class World:
         for node in gone:  # whom an order removed has to hear of it
             if node.gossip is None or node.name in node.gossip.roster.nodes:
                 return False
-        if not self.plan.liars and not self.plan.restored:  # of whose chain ever
+        if not self.plan.liars and not self.plan.restored and not self.plan.changes:
             for name in self.meters:
                 heights = {one.certified(name) for one in there if one.gossip is not None}
                 ended = proven.enrolled((name, 1)).closed is not None  # what is above is refused
                 if len(heights) > 1 and not ended:
                     return False
-        given = len(self.orders) if not self.plan.resolves else proven.head.height
+        given = proven.head.height
+        if not self.plan.resolves:  # each that its giver did not lose in a crash
+            given = max(one.height_of((DISTRIBUTOR, 1)) for one in there)
         for node in there:
             height = node.gossip.roster.head.height if node.gossip is not None else -1
             if height < (proven.head.height if self.plan.order_forks else given):

@@ -7,7 +7,6 @@ while this node held another.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE
@@ -317,16 +316,16 @@ class Judging:
 
     def _certified_elsewhere(self, held: Held) -> tuple[int, bytes] | None:
         """Return height and hash up to which a quorum attests the branch that we have seen."""
-        attested: Counter[tuple[int, int]] = Counter()
-        for vote in (*held.foreign.values(), *held.ahead.values()):
+        attested: dict[tuple[int, int], set[bytes]] = {}
+        for kid, vote in (*held.foreign.items(), *held.ahead.items()):  # it may be in both
             at, here = vote.leaf.height, vote.leaf.block_hash
             while (twin := held.branch.get(at)) is not None and twin.block_hash == here:
-                attested[at, vote.epoch] += 1
+                attested.setdefault((at, vote.epoch), set()).add(kid)
                 at, here = at - 1, twin.previous
         best = 0
         for (height, epoch), votes in attested.items():
             committee = self._node.roster.committee_of(epoch)
-            if committee is not None and votes >= committee.quorum:
+            if committee is not None and len(votes) >= committee.quorum:
                 best = max(best, height)
         return (best, held.branch[best].block_hash) if best else None
 
