@@ -227,10 +227,10 @@ class Asking:
             return
         self._node.contested[held.chain_id] = None
         lacking, now_ms = held.lacks(height, block_hash), self._node.now.mono_ms
-        asked_ms = held.asked_branch_ms
+        asked_ms = held.asked_branch.get(peer)
         if lacking is None or (asked_ms is not None and now_ms - asked_ms < ANSWER_MS):
             return
-        held.asked_branch_ms = now_ms
+        held.asked_branch[peer] = now_ms
         first, last = lacking
         last = min(last, first + BLOCKS_ASKED_MAX - 1)
         self.ask(peer, AskBlocks(*held.chain_id, first, last))

@@ -191,9 +191,10 @@ class Gossip(Node):
         for sender in self.judging.runs.blamed:
             self._blame(sender, "blocks with bad seals")
         self.judging.runs.blamed.clear()
-        for chain_id in self.contested:
-            self.judging.adopt(self.chains[chain_id])
+        contested = list(self.contested)
         self.contested.clear()
+        for chain_id in contested:
+            self.judging.adopt(self.chains[chain_id])
         while self.voting.order_came:
             self.voting.order_came = False
             self.judging.judge_waiting()

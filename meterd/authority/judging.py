@@ -372,3 +372,4 @@ class Judging:
             held.sort_vote(kid, vote)
         self._node.tell(1, "history_adopted", meter=held.chain_id[0], height=held.height)
         self._voting.certify(held)
+        self._voting.mark(held.chain_id)  # an order may have waited for it

@@ -187,10 +187,13 @@ class Node:
     def base_holds(self, base: Base) -> bool | None:
         """Say whether a chain may be ended at this block, as far as this node knows.
 
-        None where it does not hold that block yet. False where a quorum has certified more of that
-        chain, or another block is held there.
+        None where it does not hold that block yet, or the order that enrols the chain is not in
+        force. False where a quorum has certified more of that chain, or another block is held
+        there.
         """
         chain_id, height, block_hash = base
+        if chain_id not in self.roster.chains:
+            return None
         held = self.hold(chain_id)
         if held.certified > height:
             return False

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BATCHES_WAITING_MAX = 8
 CREDIT_MAX = 10_000  # attestations of one voter that lie on nothing held here: 5 MB on the card
+SERIES_MAX = 8  # times that a voter begins anew to close an epoch
 STRAYS_MAX = 16  # batches of one voter beside its own sequence that are kept for evidence
 
 
@@ -71,7 +72,7 @@ class Voting:
         self._strays: dict[bytes, dict[int, Batch]] = {}
         self._credit: dict[bytes, int] = {}
         self._replaced = False  # told that our key is
-        self._closing_at: dict[bytes, tuple[int, ChainId]] = {}
+        self._closing_at: dict[bytes, tuple[int, ChainId, int]] = {}
         self._suspected: dict[tuple[bytes, ChainId], tuple[int, int]] = {}
         self.dirty: dict[ChainId, None] = {}
         self.batch_ms: int | None = None
@@ -211,14 +212,20 @@ class Voting:
         self._turn_epoch()
 
     def _in_turn(self, batch: Batch) -> bool:
-        """Say whether a closing batch goes on with chains behind those of the ones before."""
+        """Say whether a closing batch goes on with chains behind those of the ones before.
+
+        Or begins anew, as one does whose card was put back between two of them; not for ever.
+        """
         header, before = batch.header, self._closing_at.get(batch.kid)
         if not batch.leaves:
             return header.closing == CLOSED
-        if before is not None and (header.epoch, batch.leaves[0].chain) <= before:
+        series = before[2] if before is not None and before[0] == header.epoch else 0
+        if before is None or before[:2] >= (header.epoch, batch.leaves[0].chain):
+            series += 1
+        if series > SERIES_MAX:
             self._node.count("said again")
             return False
-        self._closing_at[batch.kid] = (header.epoch, batch.leaves[-1].chain)
+        self._closing_at[batch.kid] = (header.epoch, batch.leaves[-1].chain, series)
         return True
 
     def _take_leaf(self, held: Held, kid: bytes, vote: Vote) -> None:
@@ -318,7 +325,8 @@ class Voting:
                 for kid, vote in held.votes.items()
                 if vote.epoch == best[1] and vote.leaf.height >= best[0]
             )
-            self._node.out.append(Certify(held.chain_id, *best, votes))
+            if len({kid for kid, _, _ in votes}) >= self._node.roster.quorum_least:
+                self._node.out.append(Certify(held.chain_id, *best, votes))
 
     def _certified(self, held: Held, height: int, epoch: int) -> None:
         """A chain is certified up to `height`, which is more than before."""
@@ -360,6 +368,7 @@ class Voting:
             self._node.tell(2, "ended_elsewhere", meter=meter, at=at, certified=certified)
         self._turn_epoch()
         self.order_came = True
+        self._attest_soon()  # what follows may rest on it
 
     def _turn_epoch(self) -> None:
         """Close epochs that orders have ended, and begin the next once a quorum has closed.

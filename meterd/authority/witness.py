@@ -91,7 +91,7 @@ class Held:
         wanted: By peer, the height up to which it says it holds the chain.
         asked: (peer, when) of the question that is open, or None.
         branch: Blocks of another history by height.
-        asked_branch_ms: When such were asked for last, by the clock of `Now`; None if never.
+        asked_branch: When each peer was asked for such last, by the clock of `Now`.
         passed: By key id, the height of a voter's last attestation below what is kept here.
         refused: Hash of the block that was refused last: it is not judged again.
         sealed_to: Up to which height each block's own seal has been verified. Those above came in
@@ -108,7 +108,7 @@ class Held:
         "adoptions",
         "ahead",
         "asked",
-        "asked_branch_ms",
+        "asked_branch",
         "asked_seals_ms",
         "branch",
         "certified",
@@ -151,7 +151,7 @@ class Held:
         self.wanted: dict[str, int] = {}
         self.asked: tuple[str, int] | None = None
         self.branch: dict[int, Twin] = {}
-        self.asked_branch_ms: int | None = None
+        self.asked_branch: dict[str, int] = {}
         self.passed: dict[bytes, int] = {}
         self.refused = b""
         self.sealed_to = self.asked_seals_ms = self.adoptions = 0

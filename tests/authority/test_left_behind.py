@@ -189,6 +189,52 @@ def test_who_knows_more_of_a_chain_than_an_order_ends_follows_it_once_it_is_cert
     assert not any(each.gossip.counts for each in net.nodes.values()), "nobody was refused"
 
 
+@pytest.mark.parametrize("pace", [EAGER, PACED])
+def test_an_order_may_end_a_chain_that_the_order_before_it_begins(pace: Settings) -> None:
+    net = settled(pace)
+    roster = net.nodes.pop(GRID).gossip.roster
+    first = order(_replaced(BLOCKS[2]), roster)
+    begun = roster.add(first)
+    opened = begun.enrolled((HOUSE, 2))
+    sealing = public(f"{HOUSE} seals, 3")
+    again = Replace(
+        HOUSE, 2, 0, opened.opened[1], 3, sealing, b"", 60_000, 230_000, 1, opened.registers
+    )
+    for made in (first, order(again, begun)):
+        message = seal(made.encode(), key(f"{GRID} seals"), GENESIS.hash)
+        for each in net.nodes.values():
+            each.feed(Received(GRID, message))
+    net.settle(6)
+    assert in_force(net) == {2}
+
+
+@pytest.mark.parametrize("pace", [EAGER, PACED])
+def test_an_order_waits_for_its_base_and_no_longer(pace: Settings) -> None:
+    """One holds the other block 4, and gets the certified one behind the order."""
+    net = settled(pace)
+    liar = Liar(net, HOUSE)
+    late = net.nodes.pop(REGULATOR)
+    liar.says(SEALED[3], *net.nodes)
+    liar.votes([leaf(BLOCKS[3])], *net.nodes)
+    net.settle(3)
+    late.feed(Received(HOUSE, sealed(TWIN)))
+    net.queue.clear()
+    net.nodes[REGULATOR] = late
+
+    def without_blocks(posts: list[Post]) -> Iterable[Post]:
+        for sender, topic, message in posts:
+            if topic != f"answer/{REGULATOR}" or b"meterd/block/v1" not in message:
+                yield sender, topic, message
+
+    net.broker = without_blocks
+    give(net, resolved(BLOCKS[3]))
+    net.settle(4)
+    assert (late.gossip.chains[GRID, 1].height, in_force(net)) == (1, {0})
+    net.broker = lambda posts: posts
+    net.settle(6)
+    assert in_force(net) == {1}
+
+
 def test_the_distributors_own_node_gives_no_order_that_ends_a_chain_where_it_may_not_end() -> None:
     net = settled()
     for base in (BLOCKS[1], TWIN._replace(height=3)):
