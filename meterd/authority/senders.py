@@ -26,7 +26,7 @@ class Settings(NamedTuple):
     digest_ms: int = 5000
     bytes_s_max: int = 10_000_000  # of one who answers a node that was off for long
     messages_s_max: int = 5000
-    answers_s_max: int = 4_000_000  # some 9,000 blocks: as much as a Pi judges
+    answers_s_max: int = 10_000_000  # as much as it may send us
 
 
 PACED = Settings()
