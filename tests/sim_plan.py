@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Bounds so small that a short run meets them; nothing but effort may depend on their size.
 SMALL: tuple[tuple[Any, str, int], ...] = (
     (witness, "HASHES_KEPT", 6),
+    (witness, "BRANCH_ASKED_MAX", 2),
     (store, "HASHES_KEPT", 6),
     (store, "BLOCKS_BYTES_MAX", 1500),
     (store, "BATCHES_AT_ONCE", 20),

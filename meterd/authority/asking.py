@@ -37,7 +37,7 @@ from meterd.authority.messages import (
 from meterd.authority.roster import ChainId
 from meterd.authority.snapshot import NOTHING
 from meterd.authority.witness import place_of
-from meterd.ledger.encoding import take_apart
+from meterd.ledger.encoding import digest, take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.node import Node
@@ -334,8 +334,11 @@ class Asking:
 
     def go_on_asking(self, sender: str, last: bytes) -> None:
         """An answer came: ask for what follows, without waiting for the next tick."""
-        name, incarnation, height = place_of(take_apart(last).payload)
+        payload = take_apart(last).payload
+        name, incarnation, height = place_of(payload)
         held = self._node.chains.get((name, incarnation))
+        if held is not None and height in held.branch:
+            self.ask_branch(sender, held, height, digest(payload))
         if held is None or held.asked is None or held.asked[0] != sender:
             return
         if held.height < height:
@@ -354,7 +357,10 @@ class Asking:
             return None
         peer = self._choose(held.wanted, held.asked)
         first = held.height + 1
-        last = min(held.wanted[peer], held.height + BLOCKS_ASKED_MAX)
+        behind = held.behind_branch()
+        if first < behind <= held.wanted[peer] and self._node.jitter(2):
+            first = behind  # what the peer holds may be that history, or go on behind ours
+        last = min(held.wanted[peer], first + BLOCKS_ASKED_MAX - 1)
         while first < last and first in held.waiting:
             first += 1
         held.asked = (peer, self._node.now.mono_ms)

@@ -141,6 +141,8 @@ class Judging:
         if not held.frozen and height <= held.sealed_to:
             self._node.out.append(Load(held.chain_id, height, height, ("compare",), message))
         if here is not None and height > held.certified:
+            if height not in held.branch:
+                held.asked_branch.pop(sender, None)  # it answers: it may be asked on
             self._branch_off(held, height, message)
         return True
 

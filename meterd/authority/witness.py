@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from meterd.ledger.encoding import Sealed
 
 HASHES_KEPT = 64  # below the head, to compare with what others hold; older ones are on the card
+BRANCH_ASKED_MAX = 8  # of another history at a time: the longest blocks fill an answer so
 AHEAD_S_MAX = 5  # a block may end so far in our future: two synchronised clocks differ by less
 UNSEALED = 8  # beside a kept block's checks: its own seal has not been verified yet
 LIMIT_TENTHS = 16  # a main fuse carries 1.6 times its rating for an hour (gG characteristic)
@@ -190,10 +191,20 @@ class Held:
             height, block_hash = height - 1, twin.previous
         else:
             return None
-        first, here = self.certified + 1, self.hashes.get(self.certified)
-        while (twin := self.branch.get(first)) is not None and twin.previous == here:
-            first, here = first + 1, twin.block_hash
-        return (first if first <= height else self.certified + 1), height
+        if height <= self.height:  # from above: below, the two may have much in common
+            return max(self.certified + 1, height - BRANCH_ASKED_MAX + 1), height
+        first = self.behind_branch()
+        return (first if first <= height else self.height + 1), height
+
+    def behind_branch(self) -> int:
+        """Return the first height above our head that is not held of another history."""
+        first = self.height + 1
+        before = self.branch.get(first)
+        while before is not None:
+            first += 1
+            twin = self.branch.get(first)
+            before = twin if twin is not None and twin.previous == before.block_hash else None
+        return first
 
     def joint(self, leaf: Leaf) -> int:
         """Return up to where an attestation of another history is one of ours too; 0 if unknown."""

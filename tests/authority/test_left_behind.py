@@ -14,6 +14,7 @@ from meterd.authority.senders import PACED, Settings
 from meterd.authority.snapshot import NOTHING
 from meterd.ledger.encoding import seal
 from meterd.ledger.order import ForkResolve, Interval, Replace, RosterChange
+from tests import net as net_kit
 from tests.authority.examples import (
     GENESIS,
     GRID,
@@ -275,8 +276,9 @@ def test_what_two_histories_have_in_common_is_certified_by_votes_for_either() ->
     assert (held.height, held.certified) == (4, 3)
 
 
-@pytest.mark.parametrize("length", [2, 150, 300])
-def test_a_history_is_adopted_however_long(length: int) -> None:
+@pytest.mark.parametrize("length", [60, 150, 300])
+def test_a_history_is_adopted_however_long(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net_kit, "HOPS_MAX", length)  # it is fetched a few blocks at a time
     blocks = chain(3 + length)
     net = settled()
     liar = Liar(net, HOUSE)
