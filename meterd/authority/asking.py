@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meterd.authority.boot import QUESTIONS_KEPT
 from meterd.authority.effects import (
     Asked,
     Certify,
@@ -53,9 +54,6 @@ BLOCK_COST = 500  # bytes, about
 ANSWER_COST_MAX = 48_000  # of blocks, in one message
 BATCH_COST = 4_000  # each is a message, and there is room for a thousand on their way
 OTHER_COST = 20_000  # a signature, or a certificate to be put together
-
-
-QUESTIONS_KEPT = 8  # of our meter, whose answers it may still wait for
 
 
 def cost_of(question: Question) -> int:

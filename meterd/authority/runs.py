@@ -137,7 +137,8 @@ class Runs:
         """Each seal up to `last` has been."""
         if last > held.sealed_to:
             held.sealed_to = last
-            held.runs = [run for run in held.runs if run[0] > last] if held.sealed else held.runs
+            if held.sealed:
+                held.runs.clear()
             self._node.records.append(PutSealed(held.chain_id, last))
         if held.sealed:
             self._voting.mark(held.chain_id)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import cbor2
 import pytest
 
-from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX, QUESTIONS_KEPT, cost_of
+from meterd.authority.asking import ANSWER_MS, CLAIMS_MAX, cost_of
 from meterd.authority.attestation import CLOSED, CLOSING, OPEN, Header, Leaf, make_batch, open_batch
+from meterd.authority.boot import QUESTIONS_KEPT
 from meterd.authority.effects import (
     Asked,
     Assembled,
