@@ -143,10 +143,10 @@ class Node:
         self.out.append(Send(topic, say(said, self.key, self.roster.genesis)))
 
     def key_of(self, name: str, kid: bytes = b"") -> bytes:
-        """Return the key of a node, or of one that votes in an epoch that it has not closed yet.
+        """Return the key of a node, or of one that votes in an epoch that not all have closed yet.
 
         An order may have removed it since, or given it another key, and others may have gone on:
-        its locks still bind, and it has to learn of the order.
+        its locks still bind, it has to learn of the order, and to tell others what they have voted.
 
         Args:
             name: Whose.
@@ -159,7 +159,7 @@ class Node:
             for voter, key in committee.voters:
                 here = key_id(key)
                 meant = voter == name and kid in {b"", here}
-                if meant and not self.has_closed(committee.epoch, here):
+                if meant and not self.closed.get(committee.epoch, set()).issuperset(committee.kids):
                     return key
         return last
 
