@@ -17,6 +17,7 @@ from meterd.authority import (
     attestation,
     boot,
     certificate,
+    ending,
     judging,
     node,
     promises,
@@ -27,7 +28,7 @@ from meterd.authority import (
 )
 from meterd.device.store import Store
 from meterd.ledger import encoding
-from tests import sim_nodes, sim_oracle
+from tests import sim_nodes, sim_oracle, simulator
 from tests.sim_plan import Plan, Step
 
 if TYPE_CHECKING:
@@ -328,6 +329,30 @@ BUGS: dict[str, Bug] = {
             ),
         ),
         replace(_CALM, drop=0.3, liars=(3,), spares=1, changes=((2, 1),), removals=True),
+        "not all is certified",
+    ),
+    "a chain ends where its end is certified here": Bug(
+        (
+            Edit(
+                ending,
+                "end_of",
+                "ours, other = held.certified, 0",
+                "return End(held.certified, held.hashes[held.certified], elsewhere=False)",
+                (simulator, judging),
+            ),
+        ),
+        # It is ended as soon as its revocation is known to be in force.
+        replace(
+            _CALM,
+            drop=0.4,
+            seconds=12,
+            script=tuple(Step(ms, "replace_meter") for ms in range(8000, 12_000, 20)),
+        ),
+        "it ends at|not all is certified",
+    ),
+    "what was certified before the key was revoked is not taken": Bug(
+        (Edit(node.Node, "vouched", "return held.vouched(self.roster.committees)", "return 0"),),
+        replace(_CALM, drop=0.3, partitions=3, meters=2, replaces=9),
         "not all is certified",
     ),
     "a vote counts twice": Bug(

@@ -95,7 +95,9 @@ class Plan:
         slow: What reaches the first restored node, or else the first, takes so many ms.
         removals: Whether voters that go have no node any more, unless they have a meter.
         rekeys: How many voters that stay have another key then.
-        resolves: How many times the distributor looks for a chain with two histories, and ends it.
+        resolves: How many times the distributor looks for a chain with two histories, and ends it:
+            it revokes its key, and the next time ends it, if its node can say where.
+        replaces: How many times it does so with the chain of the first meter, whatever it is.
         script: What happens besides, and when.
     """
 
@@ -129,6 +131,7 @@ class Plan:
     removals: bool = False
     rekeys: int = 0
     resolves: int = 0
+    replaces: int = 0
     script: tuple[Step, ...] = ()
 
 
@@ -177,4 +180,5 @@ def plan_of(seed: int) -> Plan:
         removals=bool(changes) and draw.random() < 0.5,
         resolves=draw.choice((0, 6)) if forks else 0,
         rekeys=draw.choice((0, 0, 1, 2)) if changes else 0,
+        replaces=draw.choice((0, 0, 0, 6)),
     )

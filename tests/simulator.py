@@ -29,12 +29,13 @@ from meterd.authority.certificate import (
     votes_evidence,
 )
 from meterd.authority.effects import Received, Sealed, Tick
+from meterd.authority.ending import EndUnknownError, end_of
 from meterd.device import proofs
 from meterd.errors import AbsentError, BlockRejectedError
 from meterd.ledger.account import Genesis, Meter, Node
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import digest, seal, take_apart
-from meterd.ledger.order import Change, ForkResolve, Interval, Order, RosterChange, spell
+from meterd.ledger.order import Change, ForkResolve, Interval, Order, Revoke, RosterChange, spell
 from tests.sim_nodes import GAP, START_S, LightMeter, SimMeter, SimNode, key_of, true_uj
 from tests.sim_oracle import Oracle, Refuted
 from tests.sim_plan import Plan, bounded, plan_of
@@ -386,22 +387,40 @@ class World:
         self.change_roster(tuple(going), tuple(coming), tuple(rekeyed))
 
     def resolve(self) -> None:
-        """Let the distributor end a chain with two histories where it is certified up to."""
-        core, oracle = self.nodes[DISTRIBUTOR].gossip, self.oracle
-        if core is None:
-            return
+        """Let the distributor end the chains with two histories."""
+        core = self.nodes[DISTRIBUTOR].gossip
         for name in self.meters:
-            held, height = core.chains.get((name, 1)), oracle.highest.get(name, 0)
-            hashes = oracle.certified.get((name, 1, height), set())
-            if held is None or not held.frozen or held.certified != height or len(hashes) != 1:
-                continue
-            if oracle.proven.enrolled((name, 1)).closed is None:
-                (base,) = hashes
-                energy = decode_block(oracle.links[base].payload).energy
-                registers = tuple(each._replace(first_uj=each.last_uj) for each in energy)
-                public = bytes(key_of(name, "seal, 2").verify_key)
-                self.order(ForkResolve(name, 1, height, base, 2, public, registers))
+            held = core.chains.get((name, 1)) if core is not None else None
+            if held is not None and held.frozen and self._end(name):
                 return
+
+    def replace_meter(self) -> None:
+        """Let the distributor end the chain of the first meter."""
+        self._end(next(iter(self.meters)))
+
+    def _end(self, name: str) -> bool:
+        """Revoke a meter's key, or end its chain where it can be said where; say whether it is."""
+        core = self.nodes[DISTRIBUTOR].gossip
+        held = core.chains.get((name, 1)) if core is not None else None
+        enrolled = self.oracle.proven.enrolled((name, 1))
+        if core is None or held is None or enrolled.closed is not None:
+            return False
+        if not enrolled.revoked:
+            self.order(Revoke(name, 1, "its device goes"))
+            return True
+        try:
+            height, base, elsewhere = end_of(core, held)
+        except EndUnknownError:
+            return False
+        if elsewhere:  # its node is about to take that history
+            return False
+        registers = enrolled.registers
+        if height:
+            energy = decode_block(self.oracle.links[base].payload).energy
+            registers = tuple(each._replace(first_uj=each.last_uj) for each in energy)
+        public = bytes(key_of(name, "seal, 2").verify_key)
+        self.order(ForkResolve(name, 1, height, base, 2, public, registers))
+        return True
 
     def order(self, change: Change) -> None:
         """Let the distributor order `change`, once all before it is in force."""
@@ -499,6 +518,7 @@ class World:
             (plan.turns, self.turn),
             (int(plan.sister) * 2, self.replay_foreign),
             (plan.resolves, self.resolve),
+            (plan.replaces, self.replace_meter),
         ):
             for _ in range(times):
                 self.later(draw.randint(500, length_ms), what)
@@ -566,6 +586,7 @@ class World:
             (meter.name, meter.sealed)
             for meter in self.meters.values()
             if not meter.forks
+            and not self.oracle.proven.enrolled((meter.name, 1)).revoked
             and not self.nodes[meter.name].lies
             and meter.name not in self.oracle.convicted  # its card was put back, it sealed anew
         ]
@@ -581,12 +602,10 @@ class World:
         if not self.plan.liars and not self.plan.restored and not self.plan.changes:
             for name in self.meters:
                 heights = {one.certified(name) for one in there if one.gossip is not None}
-                ended = proven.enrolled((name, 1)).closed is not None  # what is above is refused
-                if len(heights) > 1 and not ended:
+                if len(heights) > 1:
                     return False
-        given = proven.head.height
-        if not self.plan.resolves:  # each that its giver did not lose in a crash
-            given = max(one.height_of((DISTRIBUTOR, 1)) for one in there)
+        # Each order that its giver did not lose in a crash.
+        given = max(one.height_of((DISTRIBUTOR, 1)) for one in there)
         for node in there:
             height = node.gossip.roster.head.height if node.gossip is not None else -1
             if height < (proven.head.height if self.plan.order_forks else given):
@@ -611,6 +630,19 @@ class World:
             raise Refuted(f"not all is certified {HEAL_MS} ms after healing: {self._state()}")
         for name, sealed in self._honest_chains():
             self._judge_energy(name, sealed)
+        self._judge_ends()
+
+    def _judge_ends(self) -> None:
+        """Check that no order has ended a chain below what is certified, or in another history."""
+        for (name, incarnation), enrolled in self.oracle.proven.chains.items():
+            if enrolled.closed is None:
+                continue
+            self.counts["ended"] += 1
+            height, base = enrolled.closed
+            for place, hashes in self.oracle.certified.items():
+                ended = place[:2] == (name, incarnation)
+                if ended and (place[2] > height or (place[2] == height and base not in hashes)):
+                    raise Refuted(f"block {place[2]} of {name} is certified, it ends at {height}")
 
     def judge_receipts(self) -> None:
         """Check that honest nodes can show to a stranger what they hold as certified.

@@ -410,10 +410,24 @@ def test_a_device_that_an_order_enrolled_joins_with_the_orders(
     assert "nothing has run" in head.err
 
 
+def because(meter: str) -> tuple[str, ...]:
+    return "--meter", meter, "--reason", "it goes"
+
+
+def revoke(ctl: Ctl, grid: Path, meter: str) -> None:
+    assert ctl("order", "revoke", *because(meter), "--state", grid, "--yes").status == 0
+    certify(grid.parent)
+
+
 def test_a_device_is_replaced_at_its_last_certified_block(
     ctl: Ctl, grid: Path, tmp_path: Path
 ) -> None:
     file = enrolment(tmp_path, HOUSE, again=", 2")
+    said = ctl("order", "replace", file, "--state", grid, "--yes")
+    assert said.status == 78
+    assert "the key of house-1 (1) is not revoked" in said.err
+    assert "meterctl order revoke --meter house-1" in said.err
+    revoke(ctl, grid, HOUSE)
     said = ctl("order", "replace", file, "--state", grid, "--yes", "--json")
     assert said.status == 0
     body = said.json["body"]
@@ -421,7 +435,7 @@ def test_a_device_is_replaced_at_its_last_certified_block(
     assert body["registers"] == {"1-0:1.8.0": {"uj": 4 * 7_200_000_000}}
     assert "house-1 votes with the key it had" in said.err
     certify(grid.parent)
-    (entry,) = ctl("order", "list", "--state", grid, "--json").json
+    _, entry = ctl("order", "list", "--state", grid, "--json").json
     assert entry["in_force"]
 
 
@@ -438,18 +452,27 @@ def test_a_chain_does_not_end_before_what_is_certified(
     assert not (grid / "signed").exists()
 
 
-def test_a_chain_does_not_end_while_blocks_of_it_wait(ctl: Ctl, grid: Path, tmp_path: Path) -> None:
+def test_a_chain_ends_where_nobody_can_know_more_of_it(
+    ctl: Ctl, grid: Path, tmp_path: Path
+) -> None:
+    file = enrolment(tmp_path, HOUSE, again=", 2")
+    assert ctl("order", "revoke", *because(HOUSE), "--state", grid, "--yes").status == 0
+    said = ctl("order", "replace", file, "--state", grid, "--yes")
+    assert said.status == 78
+    assert "is not revoked" in said.err, "nobody has certified that order"
     street = Street(grid.parent)
     with closing(street):
-        fifth = streets.chain(street.genesis, HOUSE, 5)[-1]
+        fifth, sixth = streets.chain(street.genesis, HOUSE, 6)[-2:]
         street.nodes[GRID].feed(Received(HOUSE, street.sign(fifth)))
-    file = enrolment(tmp_path, HOUSE, again=", 2")
-    for final in ((), ("--final", 4)):
-        said = ctl("order", "replace", file, *final, "--state", grid, "--yes")
-        assert said.status == 78
-        assert "held up to 5, and certified up to 4" in said.err
+        street.settle()
     certify(grid.parent)
-    assert ctl("order", "replace", file, "--final", 5, "--state", grid, "--yes").status == 0
+    street = Street(grid.parent)
+    with closing(street):
+        street.nodes[GRID].feed(Received(HOUSE, street.sign(sixth)))
+        street.settle()
+    said = ctl("order", "replace", file, "--state", grid, "--yes", "--json")
+    assert said.status == 0, said.err
+    assert said.json["body"]["final_height"] == 5
 
 
 def test_a_key_is_rotated_by_consent(ctl: Ctl, grid: Path) -> None:
@@ -494,10 +517,14 @@ def test_a_forked_chain_is_begun_anew(ctl: Ctl, grid: Path, tmp_path: Path) -> N
                 street.nodes[name].feed(Received(OTHER_HOUSE, street.sign(block)))
         street.settle()
     said = ctl("order", "fork-resolve", file, "--state", grid, "--yes")
+    assert said.status == 78
+    assert "is not revoked" in said.err
+    revoke(ctl, grid, OTHER_HOUSE)
+    said = ctl("order", "fork-resolve", file, "--state", grid, "--yes")
     assert said.status == 0, said.err
     assert "house-2 (1) has two histories" in said.out
     certify(grid.parent)
-    (entry,) = ctl("order", "list", "--state", grid, "--json").json
+    _, entry = ctl("order", "list", "--state", grid, "--json").json
     assert entry["in_force"]
 
 

@@ -130,8 +130,10 @@ class Asking:
                 if question.evidence in self._node.evidence:
                     self._node.out.append(SendEvidence(sender, question.evidence))
             case AskCertificate():
-                if 0 < question.height <= self._node.roster.head.height:
-                    self._node.out.append(SendCertificate(sender, question.height))
+                chain_id, height = (question.name, question.incarnation), question.height
+                held = self._node.chains.get(chain_id)
+                if held is not None and 0 < height <= held.certified:
+                    self._node.out.append(SendCertificate(sender, chain_id, height))
             case AskClosings():
                 if 0 < question.epoch <= len(self._node.roster.committees):
                     self._node.out.append(SendClosings(sender, question.epoch))
@@ -312,9 +314,26 @@ class Asking:
             del self._orders_claimed[peer]
         if not self._orders_claimed or not self._node.pending or self._open(self._order_asked):
             return
+        distributor = self._node.roster.distributor
+        assert distributor is not None  # noqa: S101 - it gave the orders
         peer = self._choose(self._orders_claimed, self._order_asked)
         self._order_asked = (peer, self._node.now.mono_ms)
-        self.ask(peer, AskCertificate(height))
+        self.ask(peer, AskCertificate(*distributor, height))
+
+    def ask_disputed(self) -> None:
+        """Ask somebody what is certified of chains of which nothing more will be attested.
+
+        The votes may have been shown to some alone.
+        """
+        disputed = []
+        for (name, incarnation), enrolled in self._node.roster.chains.items():
+            held = self._node.chains.get((name, incarnation))
+            if held is None or held.chain is None or enrolled.closed:
+                continue
+            if held.branch or (held.height > held.certified and (held.frozen or enrolled.revoked)):
+                disputed.append(AskCertificate(name, incarnation, held.certified + 1))
+        if disputed:
+            self.ask_any(disputed[self._node.jitter(len(disputed))])
 
     def ask_closings(self, epoch: int) -> None:
         """Ask who has closed an epoch that is over, where that is not known for a while; 0: none.

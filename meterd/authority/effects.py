@@ -237,9 +237,10 @@ class SendEvidence(NamedTuple):
 
 
 class SendCertificate(NamedTuple):
-    """Send the certificate of an order to a peer."""
+    """Send the certificate of an order or a block to a peer."""
 
     to: str
+    chain: ChainId
     height: int
 
 

@@ -395,6 +395,7 @@ class Gossip(Node):
     def _convict(self, evidence: bytes, accused: Accused) -> None:
         self.evidence[digest(evidence)] = evidence
         self.accused[_who(accused)] = accused
+        self.contest_revoked()
         if accused.role != "authority":
             if accused.chain[0] == self.meter:
                 self.out.append(Deliver("evidence", evidence))
@@ -414,6 +415,7 @@ class Gossip(Node):
             period_ms = self.settings.digest_ms
             self._digest_ms = now_ms + period_ms // 2 + self.jitter(period_ms)
             self.asking.send_digest()
+            self.asking.ask_disputed()
         self.asking.ask_all()
         self.asking.ask_closings(self.voting.unsure_epoch())
         self.asking.give_back()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE
 from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import DropBlocks, Load, PutBlocks
+from meterd.authority.ending import EndUnknownError, end_of
 from meterd.authority.messages import Refusal
 from meterd.authority.roster import OrderUnknownError
 from meterd.authority.runs import Runs
@@ -87,10 +88,13 @@ class Judging:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        if held.lacking or (held.refused and digest(message) == held.refused):
+        vouched = self._node.vouched(held)
+        again = held.refused and digest(message) == held.refused and block.height > vouched
+        if held.lacking or again:
             return
+        roster, now = self._node.roster, self._node.now
         try:
-            chain, checks = judge_block(block, parts, held.chain, self._node.roster, self._node.now)
+            chain, checks = judge_block(block, parts, held.chain, roster, now, vouched=vouched)
         except OrderUnknownError:
             self._asking.claim_order(sender, block.order[0])
             self._wait(held, block.height, message)
@@ -224,10 +228,12 @@ class Judging:
         """Check that an order of this device's own ends a chain where that may be ended.
 
         Others take it whatever they hold, but attest it only where its base holds; nothing can be
-        ordered behind one that is never certified.
+        ordered behind one that is never certified. So the chain's key has to be revoked before, by
+        an order that is in force: else more may be certified meanwhile.
 
         Raises:
-            BlockRejectedError: A quorum has certified more of that chain, or another block there.
+            BlockRejectedError: It is not revoked, a quorum has certified more of that chain, or
+                another block is held there.
         """
         if ORDER_CONTEXT.encode() not in parts.payload[:24]:
             return
@@ -238,6 +244,9 @@ class Judging:
         if order.height <= self._node.hold(distributor).height:
             return  # it has been given
         chain_id, height, _ = base
+        roster = self._node.roster
+        if chain_id not in roster.chains or not roster.enrolled(chain_id).revoked:
+            raise BlockRejectedError(f"the key of {chain_id[0]} ({chain_id[1]}) is not revoked")
         if self._node.base_holds(base) is False:
             name, certified = chain_id[0], self._node.hold(chain_id).certified
             if certified > height:
@@ -310,49 +319,61 @@ class Judging:
                 self._again(waiting)
 
     def adopt(self, held: Held) -> None:
-        """Where a quorum has certified another history than ours, take it: see `_adopted`."""
+        """Where another history than ours is decided for, take it: see `adopted`."""
         self._voting.certify(held)  # what the two have in common
-        if self._certified_elsewhere(held) and held.certified + 1 in held.branch:
+        if held.certified + 1 in held.branch and self._decided_elsewhere(held):
             base = held.certified
             self._node.out.append(Load(held.chain_id, base, base, ("adopt",)))
 
-    def _certified_elsewhere(self, held: Held) -> tuple[int, bytes] | None:
-        """Return height and hash up to which a quorum attests the branch that we have seen."""
+    def _decided_elsewhere(self, held: Held) -> int:
+        """Return up to where the branch that we have seen is decided for; 0 if it is not.
+
+        A quorum has attested it, as its votes or a certificate show; an order has ended the chain
+        there; or the chain's key is revoked, and nothing else can be certified any more.
+        """
         attested: dict[tuple[int, int], set[bytes]] = {}
         for kid, vote in (*held.foreign.items(), *held.ahead.items()):  # it may be in both
-            at, here = vote.leaf.height, vote.leaf.block_hash
-            while (twin := held.branch.get(at)) is not None and twin.block_hash == here:
+            for at in held.path_to(vote.leaf.height, vote.leaf.block_hash):
                 attested.setdefault((at, vote.epoch), set()).add(kid)
-                at, here = at - 1, twin.previous
         best = 0
         for (height, epoch), votes in attested.items():
             committee = self._node.roster.committee_of(epoch)
             if committee is not None and len(votes) >= committee.quorum:
                 best = max(best, height)
-        return (best, held.branch[best].block_hash) if best else None
+        enrolled = self._node.roster.enrolled(held.chain_id)
+        for decided in (held.shown, enrolled.closed):
+            if decided and held.joins(held.path_to(*decided[:2])):
+                best = max(best, decided[0])
+        if best or not enrolled.revoked:
+            return best
+        try:
+            end = end_of(self._node, held)
+        except EndUnknownError:
+            return 0
+        return end.height if end.elsewhere else 0
 
     def adopted(self, held: Held, base: tuple[bytes, ...]) -> None:
-        """Put the certified branch in the place of our own blocks above the last certified one."""
-        best = self._certified_elsewhere(held)
-        if best is None or held.chain is None:
+        """Put the branch in the place of our own blocks above the last certified one."""
+        best = self._decided_elsewhere(held)
+        if not best or held.chain is None:
             return
-        first = held.certified + 1
-        chain = self._node.roster.open_chain(held.chain_id)
+        first, roster = held.certified + 1, self._node.roster
+        chain = roster.open_chain(held.chain_id)
         if base:
             chain = chain._replace(head=head_behind(chain, take_apart(base[0]).payload))
         blocks, epochs = [], []
-        for height in range(first, best[0] + 1):
+        for height in range(first, best + 1):
             twin = held.branch.get(height)
             if twin is None:
                 return
             parts = take_apart(twin.sealed)
             block = decode_block(parts.payload)
             try:
-                chain, _ = judge_block(block, parts, chain, self._node.roster, self._node.now)
+                chain, _ = judge_block(block, parts, chain, roster, self._node.now, vouched=best)
             except BlockRejectedError:
                 return
             blocks.append((height, chain.head.block_hash, twin.sealed))
-            epochs.append(self._node.roster.epoch_at(block.order[0]))
+            epochs.append(roster.epoch_at(block.order[0]))
         self._node.records.append(DropBlocks(held.chain_id, first))
         self._node.records.append(
             PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, CHECKS_ALL)
@@ -374,4 +395,5 @@ class Judging:
             held.sort_vote(kid, vote)
         self._node.tell(1, "history_adopted", meter=held.chain_id[0], height=held.height)
         self._voting.certify(held)
+        self._voting.adopt_shown(held)
         self._voting.mark(held.chain_id)  # an order may have waited for it

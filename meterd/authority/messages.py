@@ -142,12 +142,15 @@ class Refusal(NamedTuple):
 
 
 class AskCertificate(NamedTuple):
-    """For the certificate of the order at a height, on `answer/…`.
+    """For the certificate of the order, or the block, at a height, on `answer/…`.
 
     Votes that are lacking here may be votes of a liar that shows them to some alone, and no later
-    ones come: an order counts by votes of the epoch that it ends.
+    ones come: an order counts by votes of the epoch that it ends, and nothing more is attested of a
+    chain with two histories.
     """
 
+    name: str
+    incarnation: int
     height: int
 
 
@@ -196,7 +199,7 @@ _QUESTIONS: dict[str, tuple[type, tuple[type, ...]]] = {
     "evidence": (AskEvidence, (bytes,)),
     "own-batch": (AskOwnBatch, (bytes, bytes)),
     "head": (AskHead, (str, bytes)),
-    "certificate": (AskCertificate, (int,)),
+    "certificate": (AskCertificate, (str, int, int)),
     "closings": (AskClosings, (int,)),
 }
 _WORDS = {kind: word for word, (kind, _) in _QUESTIONS.items()}

@@ -189,7 +189,7 @@ class Node:
 
         None where it does not hold that block yet, or the order that enrols the chain is not in
         force. False where a quorum has certified more of that chain, or another block is held
-        there.
+        there; unless the chain's key is revoked and both are: no quorum decides between them then.
         """
         chain_id, height, block_hash = base
         if chain_id not in self.roster.chains:
@@ -197,7 +197,24 @@ class Node:
         held = self.hold(chain_id)
         if held.certified > height:
             return False
+        if self.roster.enrolled(chain_id).revoked and held.joins(held.path_to(height, block_hash)):
+            return True
         return held.hashes.get(height) == block_hash if held.height >= height else None
+
+    def contest_revoked(self) -> None:
+        """Look again at chains of two histories whose key is revoked: see `ending`."""
+        for chain_id, enrolled in self.roster.chains.items():
+            if enrolled.revoked and chain_id in self.chains and self.chains[chain_id].branch:
+                self.contested[chain_id] = None
+
+    def vouched(self, held: Held) -> int:
+        """Return up to where blocks of a chain are taken, if its key has been revoked since.
+
+        What was attested before may have been certified: who comes late has to hold it too.
+        """
+        if not self.roster.enrolled(held.chain_id).revoked:
+            return 0
+        return held.vouched(self.roster.committees)
 
     def latest(self) -> Roster:
         """Return the network as the last order that is held makes it, certified or not."""

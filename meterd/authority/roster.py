@@ -122,6 +122,7 @@ class Enrolled(NamedTuple):
         registers: What its registers begin with.
         closed: Height and hash of its final block, once an order has ended it, or None.
         revoked: Why its key is no longer good, or an empty text.
+        revoked_by: Height of the first order that revoked it; 0 for none.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Enrolled(NamedTuple):
     registers: tuple[Energy, ...] = ()
     closed: tuple[int, bytes] | None = None
     revoked: str = ""
+    revoked_by: int = 0
 
     def key_at(self, order_height: int) -> bytes:
         """Return the sealing key of blocks that name the order of this height."""
@@ -313,7 +315,9 @@ class Roster:
                 enrolled = self.enrolled(chain_id)
                 if chain_id == self.distributor:
                     raise BlockRejectedError("the distributor cannot revoke itself")
-                return self.with_chain(enrolled._replace(revoked=change.reason or "revoked"))
+                reason = change.reason or "revoked"
+                by = enrolled.revoked_by or at[0]
+                return self.with_chain(enrolled._replace(revoked=reason, revoked_by=by))
             case RosterChange():
                 return self._roster(change, at)
             case Interval():

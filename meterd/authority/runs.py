@@ -68,7 +68,8 @@ class Runs:
         held = self._node.hold((name, incarnation))
         if held.chain is None or held.lacking or height != held.height + 1:
             return None
-        chain, added, checks = judge_run(run, held.chain, roster, self._node.now)
+        vouched = self._node.vouched(held)
+        chain, added, checks = judge_run(run, held.chain, roster, self._node.now, vouched=vouched)
         if checks & PLAUSIBLE == 0:
             self._node.tell(1, "implausible", meter=name, height=chain.head.height)
         held.chain, held.checks = chain, held.checks & checks

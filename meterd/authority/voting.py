@@ -38,9 +38,12 @@ from meterd.authority.roster import OrderUnknownError
 from meterd.authority.snapshot import NOTHING, Sequence, Snapshot
 from meterd.authority.witness import Vote
 from meterd.errors import BlockRejectedError
+from meterd.ledger.block import decode_block
+from meterd.ledger.encoding import take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.asking import Asking
+    from meterd.authority.certificate import Certificate
     from meterd.authority.messages import AskHead, OwnBatch
     from meterd.authority.node import Node
     from meterd.authority.roster import ChainId, Committee
@@ -248,6 +251,8 @@ class Voting:
                 self._credit[kid] = min(self._credit.get(kid, CREDIT_MAX) + more, CREDIT_MAX)
                 held.passed.pop(kid, None)
                 self.certify(held)
+                if held.chain is None:
+                    self._node.contest_revoked()
 
     def sort_reached(self, held: Held) -> None:
         """Take anew what others attested above our head, as far as that has grown."""
@@ -344,10 +349,18 @@ class Voting:
                 self._order_in_force()
 
     def take_certificate(self, message: bytes) -> None:
-        """Take what shows that the first order of ours that is not certified here is so."""
+        """Take what shows that the first order of ours that is not certified here is so.
+
+        Or a block of a chain: see `Asking.ask_disputed`.
+
+        Raises:
+            EncodingError: It is misspelt.
+            BlockRejectedError: It does not hold.
+        """
         certificate = open_certificate(message)
         if (certificate.meter, certificate.incarnation) != self._node.roster.distributor:
-            raise BlockRejectedError("a certificate of no order")
+            self._take_shown(certificate)
+            return
         height = self._node.roster.head.height + 1
         if certificate.height != height or not self._node.pending:
             return  # come late
@@ -356,6 +369,34 @@ class Voting:
         said = verify_certificate(certificate, self._node.roster, self._node.roster.committee.epoch)
         self._node.records.append(PutCertificate(height, message))
         self._certified(self._node.hold(self._node.roster.distributor), height, said.epoch)
+
+    def _take_shown(self, certificate: Certificate) -> None:
+        """Take what shows that a block is certified which is held here, in one history or other."""
+        held = self._node.chains.get((certificate.meter, certificate.incarnation))
+        height, block_hash = certificate.height, certificate.block_hash
+        if held is None or height <= held.certified:
+            return
+        if held.hashes.get(height) == block_hash:
+            least = held.epoch_at(height)
+            said = verify_certificate(certificate, self._node.roster, least)
+            self._certified(held, height, said.epoch)
+            return
+        twin = held.branch.get(height)
+        if twin is None or twin.block_hash != block_hash:
+            return  # it is asked for again once its block is here
+        block = decode_block(take_apart(twin.sealed).payload)
+        least = self._node.roster.epoch_at(block.order[0])
+        said = verify_certificate(certificate, self._node.roster, least)
+        held.shown = height, block_hash, said.epoch
+        self._node.contested[held.chain_id] = None
+
+    def adopt_shown(self, held: Held) -> None:
+        """Another history has been adopted: what a certificate has shown of it is certified."""
+        if held.shown is not None:
+            height, block_hash, epoch = held.shown
+            if height > held.certified and held.hashes.get(height) == block_hash:
+                self._certified(held, height, epoch)
+            held.shown = None
 
     def _order_in_force(self) -> None:
         self._node.roster = self._node.pending.pop(0)
@@ -366,6 +407,7 @@ class Voting:
             (meter, incarnation), at, _ = base
             certified = self._node.hold((meter, incarnation)).certified
             self._node.tell(2, "ended_elsewhere", meter=meter, at=at, certified=certified)
+        self._node.contest_revoked()
         self._turn_epoch()
         self.order_came = True
         self._attest_soon()  # what follows may rest on it

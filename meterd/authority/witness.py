@@ -20,10 +20,10 @@ from meterd.ledger.encoding import verify_seal
 from meterd.ledger.order import decode_order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterd.authority.effects import Now
-    from meterd.authority.roster import ChainId, Enrolled, Roster
+    from meterd.authority.roster import ChainId, Committee, Enrolled, Roster
     from meterd.ledger.block import Block
     from meterd.ledger.encoding import Sealed
 
@@ -102,6 +102,8 @@ class Held:
         runs: (first height, who brought it) of the runs above `sealed_to`, ascending.
         locks: What voters had attested when they closed an epoch, above what is certified: by epoch
             and key id.
+        shown: (height, hash, epoch) of a block of another history that a certificate has shown, or
+            None.
         adoptions: How often another history has taken the place of this one.
     """
 
@@ -129,6 +131,7 @@ class Held:
         "refused",
         "runs",
         "sealed_to",
+        "shown",
         "votes",
         "waiting",
         "waiting_ms",
@@ -159,6 +162,7 @@ class Held:
         self.lacking: dict[int, bytes] = {}
         self.runs: list[tuple[int, str]] = []
         self.locks: dict[tuple[int, bytes], Leaf] = {}
+        self.shown: tuple[int, bytes, int] | None = None
 
     @property
     def sealed(self) -> bool:
@@ -208,10 +212,35 @@ class Held:
 
     def joint(self, leaf: Leaf) -> int:
         """Return up to where an attestation of another history is one of ours too; 0 if unknown."""
-        at, here = leaf.height, leaf.block_hash
-        while (twin := self.branch.get(at)) is not None and twin.block_hash == here:
-            at, here = at - 1, twin.previous
-        return at if at < leaf.height and self.hashes.get(at) == here else 0
+        path = self.path_to(leaf.height, leaf.block_hash)
+        return path[-1] - 1 if self.joins(path) else 0
+
+    def path_to(self, height: int, block_hash: bytes) -> list[int]:
+        """Return the heights of what is held of another history up to a block, descending."""
+        path = list[int]()
+        while (twin := self.branch.get(height)) is not None and twin.block_hash == block_hash:
+            path.append(height)
+            height, block_hash = height - 1, twin.previous
+        return path
+
+    def joins(self, path: list[int]) -> bool:
+        """Say whether another history branches off ours where this path of it ends."""
+        return bool(path) and self.hashes.get(path[-1] - 1) == self.branch[path[-1]].previous
+
+    def vouched(self, committees: Iterable[Committee]) -> int:
+        """Return up to where an honest voter attests this chain, in whatever history.
+
+        More of the voters of some epoch do than may lie.
+        """
+        highest: dict[bytes, int] = {}
+        for votes in (self.votes, self.ahead, self.foreign):
+            for kid, vote in votes.items():
+                highest[kid] = max(vote.leaf.height, highest.get(kid, 0))
+        best = 0
+        for committee in committees:
+            heights = sorted((highest.get(kid, 0) for kid in committee.kids), reverse=True)
+            best = max(best, *heights[committee.faults_max : committee.faults_max + 1])
+        return best
 
     def attested(self) -> list[tuple[bytes, int, int]]:
         """Return up to where each voter attests this history: key id, height, epoch."""
@@ -262,7 +291,7 @@ class Held:
 
 
 def judge_block(
-    block: Block, sealed: Sealed, chain: Chain, roster: Roster, now: Now
+    block: Block, sealed: Sealed, chain: Chain, roster: Roster, now: Now, *, vouched: int = 0
 ) -> tuple[Chain, int]:
     """Return `chain` with `block` added, and which checks it passes.
 
@@ -272,6 +301,7 @@ def judge_block(
         chain: What it must extend.
         roster: The network as certified so far.
         now: This node's clock.
+        vouched: Up to where it is taken though its key has been revoked since: see `Held.vouched`.
 
     Raises:
         OrderUnknownError: It names an order that is not known here: fetch it first.
@@ -280,13 +310,13 @@ def judge_block(
     """
     terms = roster.terms(chain, block.order)
     enrolled = roster.enrolled((chain.meter, chain.incarnation))
-    _check_open(block, enrolled)
+    _check_open(block, enrolled, vouched)
     verify_seal(sealed, VerifyKey(terms.key_at(block.order[0])), chain.genesis)
     return _follow(block, sealed.payload, terms, enrolled, now)
 
 
 def judge_run(
-    run: Sequence[Sealed], chain: Chain, roster: Roster, now: Now
+    run: Sequence[Sealed], chain: Chain, roster: Roster, now: Now, *, vouched: int = 0
 ) -> tuple[Chain, list[tuple[bytes, int]], int]:
     """Return `chain` with a run of blocks added, each one's hash and order, and their checks.
 
@@ -298,6 +328,7 @@ def judge_run(
         chain: What the first of them must extend.
         roster: The network as certified so far.
         now: This node's clock.
+        vouched: As for `judge_block`.
 
     Raises:
         EncodingError: A payload is no block.
@@ -309,7 +340,7 @@ def judge_run(
         block = decode_block(sealed.payload)
         if block.order != named:
             chain, named = roster.terms(chain, block.order), block.order
-        _check_open(block, enrolled)
+        _check_open(block, enrolled, vouched)
         chain, passed = _follow(block, sealed.payload, chain, enrolled, now)
         checks &= passed
         added.append((chain.head.block_hash, block.order[0]))
@@ -317,11 +348,12 @@ def judge_run(
     return chain, added, checks
 
 
-def _check_open(block: Block, enrolled: Enrolled) -> None:
-    if enrolled.revoked:
+def _check_open(block: Block, enrolled: Enrolled, vouched: int) -> None:
+    if enrolled.closed is not None:
+        if block.height > enrolled.closed[0]:
+            raise ChainEndedError(f"an order ended this chain at block {enrolled.closed[0]}")
+    elif enrolled.revoked and block.height > vouched:
         raise ChainEndedError(f"the key of {block.meter} was revoked: {enrolled.revoked}")
-    if enrolled.closed is not None and block.height > enrolled.closed[0]:
-        raise ChainEndedError(f"an order ended this chain at block {enrolled.closed[0]}")
 
 
 def _follow(
@@ -329,6 +361,9 @@ def _follow(
 ) -> tuple[Chain, int]:
     """Return `terms` with `block` added, and which checks it passes; its seal is not looked at."""
     head = verify_block(block, payload, terms)
+    closed = enrolled.closed
+    if closed is not None and block.height == closed[0] and head.block_hash != closed[1]:
+        raise ChainEndedError(f"an order ended this chain at another block {block.height}")
     checks = CHECKS_ALL
     if not now.synchronised:
         checks &= ~TIMELY

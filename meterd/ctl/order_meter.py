@@ -11,6 +11,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meterd.authority.ending import EndUnknownError, end_of
 from meterd.ctl.options import hex_bytes, positive
 from meterd.ctl.order_enrolments import read_metering
 from meterd.ctl.order_options import add_action, add_signing
@@ -84,18 +85,17 @@ def add_replace(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
         "replace",
         "put another device in the place of a meter's",
         """\
-The old device has to be off: an order that ends its chain below a block that is
-certified meanwhile is refused by all, and no order can follow it.
+The old device has to be off, and its key revoked by an order that is in force:
+nothing more of its chain is certified then, and the peer process comes to know
+which block is the last.
 
 examples:
+  meterctl order revoke --meter house-4 --reason "the device is broken"
   meterctl order replace house-4-new.toml
-  meterctl order replace house-4-new.toml --final 17
 """,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the new device's enrolment file")
-    parser.add_argument(
-        "--final", type=positive, metavar="N", help="last block (default: the last certified)"
-    )
+    _add_final(parser)
     _add_registers(parser, "where the old chain ends")
     add_signing(parser)
 
@@ -195,14 +195,17 @@ def add_fork_resolve(actions: Any) -> None:  # noqa: ANN401 - argparse hides the
         "fork-resolve",
         "end a chain of two histories, and begin it anew",
         """\
-The chain ends at its last certified block. The device makes new keys and enrols
-with them: it, or the card, may be in other hands.
+Its key has to be revoked by an order that is in force. The chain ends at the
+last block that anybody may know to be certified. The device makes new keys and
+enrols with them: it, or the card, may be in other hands.
 
 examples:
+  meterctl order revoke --meter house-4 --reason "two histories"
   meterctl order fork-resolve house-4-again.toml
 """,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the device's new enrolment file")
+    _add_final(parser)
     _add_registers(parser, "where the old chain ends")
     add_signing(parser)
 
@@ -217,7 +220,7 @@ def fork_resolve_change(desk: Desk, options: argparse.Namespace) -> tuple[Change
             f"{old.name} ({old.incarnation}) is not frozen: no two histories of it are proved here",
             hint="`meterctl order replace` ends a chain that is whole; see `meterctl evidence`",
         )
-    height, block_hash, registers = _end(desk, old, options.register, None)
+    height, block_hash, registers = _end(desk, old, options.register, options.final)
     change = ForkResolve(
         old.name,
         old.incarnation,
@@ -292,6 +295,16 @@ def _add_registers(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_final(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--final",
+        type=positive,
+        metavar="N",
+        help="last block (default: the last that may be certified). If some know more to be"
+        " certified, the order is never in force, and none can follow it",
+    )
+
+
 def _end(
     desk: Desk, chain: Enrolled, given: list[str], final: int | None
 ) -> tuple[int, bytes, tuple[Energy, ...]]:
@@ -301,23 +314,47 @@ def _end(
         ConfigError: It is not certain, or not held here.
     """
     chain_id = (chain.name, chain.incarnation)
-    held = desk.node.core.chains.get(chain_id)
-    certified, top = (held.certified, held.height) if held else (0, 0)
-    if top > certified and not (held and held.frozen):
-        raise ConfigError(
-            f"blocks of {chain.name} are held up to {top}, and certified up to {certified}",
-            hint="see that the meter has stopped, and wait until all are certified: an order that "
-            "ends a chain below what is certified is never in force, and none can follow it",
-        )
-    height = certified if final is None else final
+    height = _last(desk, chain) if final is None else final
     if height == 0:
         return 0, chain.opened[1], _registers(given) or chain.registers
     block = desk.block(chain_id, height)
     if block is None:
+        held = desk.node.core.chains.get(chain_id)
         raise ConfigError(
             f"block {height} of {chain.name} ({chain.incarnation}) is not held here: the last is"
-            f" {top}",
+            f" {held.height if held else 0}",
             hint="let the peer process fetch it from its neighbours, then try again",
         )
     last = tuple(energy._replace(first_uj=energy.last_uj) for energy in block.energy)
     return height, block.hash, _registers(given) or last
+
+
+def _last(desk: Desk, chain: Enrolled) -> int:
+    """Return the height of the last block of a chain that anybody may know to be certified.
+
+    Raises:
+        ConfigError: It is not certain yet.
+    """
+    core, named = desk.node.core, f"{chain.name} ({chain.incarnation})"
+    chain_id = (chain.name, chain.incarnation)
+    known = core.roster.chains.get(chain_id)
+    if known is None or not known.revoked:
+        raise ConfigError(
+            f"the key of {named} is not revoked, and more of its chain may be certified meanwhile",
+            hint=f"`meterctl order revoke --meter {chain.name} --reason …` first; this once"
+            " `meterctl order list` shows it in force",
+        )
+    try:
+        end = end_of(core, core.hold(chain_id))
+    except EndUnknownError as error:
+        raise ConfigError(
+            f"it is not certain yet where {named} ends: {error}",
+            hint="let `meterd peer` run, and try again in a minute; `meterctl peers` shows who is"
+            " not heard. If that one never comes back, decide by --final N",
+        ) from error
+    if end.elsewhere:
+        raise ConfigError(
+            f"{named} ends with a block {end.height} that is not held here yet",
+            hint="let `meterd peer` run, and try again in a minute",
+        )
+    return end.height

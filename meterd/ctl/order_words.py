@@ -62,7 +62,7 @@ def change_words(change: Change, before: Roster | None) -> list[str]:
         case ForkResolve():
             return [
                 f"{change.meter} ({change.old_incarnation}) has two histories",
-                f"it ends with block {change.base_height}, the last certified one",
+                f"it ends with block {change.base_height}, the last that may be certified",
                 f"it goes on as {change.meter} ({change.incarnation}), with another key",
                 _begins(change.registers),
             ]

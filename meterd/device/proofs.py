@@ -15,7 +15,7 @@ from meterd.authority.certificate import (
 )
 from meterd.authority.effects import SendBatches, SendCertificate, SendClosings, SendEvidence
 from meterd.errors import AbsentError
-from meterd.ledger.encoding import take_apart
+from meterd.ledger.encoding import MESSAGE_BYTES_MAX, take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.attestation import Batch, Leaf
@@ -39,9 +39,9 @@ def answers(
             evidence = store.evidence(effect.evidence_id)
             return [] if evidence is None else [evidence]
         case SendCertificate():
-            assert roster.distributor is not None  # noqa: S101 - whose orders these are
-            made = certificate(store, roster.distributor, effect.height, roster)
-            return [] if made is None else [made[1].encode()]
+            made = certificate(store, effect.chain, effect.height, roster)
+            message = made[1].encode() if made is not None else b""
+            return [message] if 0 < len(message) <= MESSAGE_BYTES_MAX else []
         case SendClosings():
             return store.closings(effect.epoch)
 

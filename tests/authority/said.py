@@ -47,7 +47,7 @@ BODIES: Mapping[str, Body] = {
             AskEvidence(bytes(range(1, 33))),
             AskOwnBatch(KID, NONCE),
             AskHead(HOUSE, NONCE),
-            AskCertificate(2),
+            AskCertificate("grid-co", 1, 2),
             AskClosings(1),
         ),
     ),

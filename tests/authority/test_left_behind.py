@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from meterd.authority import judging
 from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch
 from meterd.authority.certificate import seals_evidence
 from meterd.authority.effects import Received, Sealed
+from meterd.authority.ending import End, EndUnknownError, end_of
 from meterd.authority.senders import PACED, Settings
 from meterd.authority.snapshot import NOTHING
 from meterd.ledger.encoding import seal
@@ -20,6 +22,7 @@ from tests.authority.examples import (
     GRID,
     HOUSE,
     OTHER_HOUSE,
+    REVOKE,
     VOTERS,
     block,
     chain,
@@ -30,7 +33,7 @@ from tests.authority.examples import (
     public,
     sealed,
 )
-from tests.net import EAGER, FEEDER, REGULATOR, WALL_S, Net
+from tests.net import EAGER, FEEDER, REGULATOR, WALL_S, Member, Net
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,6 +82,25 @@ def give(net: Net, change: Change) -> None:
     net.nodes[GRID].feed(Sealed(message))
 
 
+def end(net: Net, change: Change) -> None:
+    """Let the distributor end the house's chain, as it has to: the key is revoked before."""
+    give(net, REVOKE)
+    net.settle(6)
+    give(net, change)
+
+
+def slip(net: Net, *changes: Change) -> None:
+    """Let the distributor's key give orders by a program that asks for nothing before."""
+    roster = net.nodes[GRID].gossip.roster
+    for change in changes:
+        made = order(change, roster)
+        roster = roster.add(made)
+        message = seal(made.encode(), key(f"{GRID} seals"), GENESIS.hash)
+        for name, each in net.nodes.items():
+            if name != GRID:
+                each.feed(Received(GRID, message))
+
+
 def in_force(net: Net) -> set[int]:
     return {each.gossip.roster.head.height for each in net.nodes.values()}
 
@@ -112,9 +134,9 @@ def test_of_a_frozen_chain_too_what_others_certify_is_fetched() -> None:
     net.settle(6)
     held = late.gossip.chains[HOUSE, 1]
     assert (held.height, held.certified, bool(held.frozen)) == (4, 4, True)
-    give(net, resolved(BLOCKS[3]))
+    end(net, resolved(BLOCKS[3]))
     net.settle(6)
-    assert in_force(net) == {1}
+    assert in_force(net) == {2}
 
 
 def test_a_history_that_lost_is_left_where_others_attest_the_other_before_its_blocks_come() -> None:
@@ -142,9 +164,9 @@ def test_a_history_that_lost_is_left_where_others_attest_the_other_before_its_bl
     net.settle(6)
     held = late.gossip.chains[HOUSE, 1]
     assert (held.head_hash, held.certified) == (BLOCKS[4].hash, 5)
-    give(net, resolved(BLOCKS[4]))
+    end(net, resolved(BLOCKS[4]))
     net.settle(6)
-    assert in_force(net) == {1}
+    assert in_force(net) == {2}
 
 
 def _replaced(base: Block) -> Replace:
@@ -174,7 +196,7 @@ def test_who_knows_more_of_a_chain_than_an_order_ends_follows_it_once_it_is_cert
     assert {name: each.certified() for name, each in net.nodes.items()}[FEEDER] == 4
     assert {each.certified() for name, each in net.nodes.items() if name != FEEDER} == {3}
     net.broker = lambda posts: posts
-    give(net, _replaced(BLOCKS[2]))
+    slip(net, _replaced(BLOCKS[2]))
     for _ in range(6):
         net.hop()
     net.queue += votes
@@ -228,7 +250,7 @@ def test_an_order_waits_for_its_base_and_no_longer(pace: Settings) -> None:
                 yield sender, topic, message
 
     net.broker = without_blocks
-    give(net, resolved(BLOCKS[3]))
+    slip(net, resolved(BLOCKS[3]))
     net.settle(4)
     assert (late.gossip.chains[GRID, 1].height, in_force(net)) == (1, {0})
     net.broker = lambda posts: posts
@@ -238,15 +260,25 @@ def test_an_order_waits_for_its_base_and_no_longer(pace: Settings) -> None:
 
 def test_the_distributors_own_node_gives_no_order_that_ends_a_chain_where_it_may_not_end() -> None:
     net = settled()
+    give(net, _replaced(BLOCKS[2]))  # whose key is good yet
+    net.settle(2)
+    assert net.nodes[GRID].gossip.chains[GRID, 1].height == 0
+    give(net, REVOKE)
+    net.settle(6)
     for base in (BLOCKS[1], TWIN._replace(height=3)):
         give(net, _replaced(base))
         net.settle(2)
-        assert net.nodes[GRID].gossip.chains[GRID, 1].height == 0
+        assert net.nodes[GRID].gossip.chains[GRID, 1].height == 1
     refused = [told for told in net.nodes[GRID].told if told.event == "own_refused"]
-    assert len(refused) == 2
+    reasons = [dict(told.fields)["reason"] for told in refused]
+    assert reasons == [
+        "the key of house-1 (1) is not revoked",
+        "block 3 of house-1 is certified, the order ends it at 2",
+        "another block 3 of house-1 is held here",
+    ]
     give(net, _replaced(BLOCKS[2]))
     net.settle(4)
-    assert in_force(net) == {1}
+    assert in_force(net) == {2}
 
 
 def test_a_history_is_adopted_whose_votes_are_all_above_our_head() -> None:
@@ -375,3 +407,64 @@ def test_a_voter_that_an_order_removes_is_heard_until_it_has_closed(*, lies: boo
     give(net, Interval(900))
     net.settle()
     assert in_force(net) == {2}
+
+
+def test_one_that_lies_as_meter_and_voter_cannot_keep_its_chain_from_being_ended() -> None:
+    """It shows to one alone the vote that certifies its block 4; another holds its other 4."""
+    net = settled(PACED)
+    knows, holds, other = FEEDER, OTHER_HOUSE, REGULATOR
+    liar = Liar(net, HOUSE)
+    net.broker = lambda _: []
+    liar.says(SEALED[3], knows, holds)
+    liar.says(sealed(TWIN), other)
+    net.settle(1, 600)
+    votes = [message for topic, message in net.nodes[holds].sent if topic == "attest"]
+    net.nodes[knows].feed(Received(holds, votes[-1]))
+    face = copy(liar)
+    liar.votes([leaf(BLOCKS[3])], knows)
+    face.votes([leaf(TWIN)], holds, other, GRID)
+    for at in (0, 1):  # further than what it showed to the one: so that nobody asks there
+        face.votes([leaf(chain(at + 1, OTHER_HOUSE)[at])], holds, other, GRID)
+    assert {name: each.certified() for name, each in net.nodes.items()} == {
+        name: 4 if name == knows else 3 for name in (*VOTERS, GRID) if name != HOUSE
+    }
+    net.queue.clear()
+    net.broker = lambda posts: posts
+    net.settle(6)
+    chains = {name: each.gossip.chains[HOUSE, 1] for name, each in net.nodes.items()}
+    assert chains[other].head_hash == TWIN.hash
+    assert {held.certified for held in chains.values()} == {3, 4}
+    for name, each in net.nodes.items():
+        with pytest.raises(EndUnknownError, match="not revoked"):
+            end_of(each.gossip, chains[name])
+    give(net, REVOKE)
+    net.settle(40)
+    for name, each in net.nodes.items():
+        assert end_of(each.gossip, chains[name]) == End(4, BLOCKS[3].hash, elsewhere=False)
+    give(net, resolved(BLOCKS[3]))
+    net.settle(6)
+    assert in_force(net) == {2}
+    assert {held.head_hash for held in chains.values()} == {BLOCKS[3].hash}
+
+
+def test_who_comes_after_the_key_is_revoked_gets_what_was_certified_before() -> None:
+    net = settled()
+    late = net.nodes.pop(REGULATOR)
+    net.seal(*SEALED[3:5])
+    net.settle(6)
+    give(net, REVOKE)
+    net.settle(6)
+    net.nodes[HOUSE].sent.clear()
+    net.nodes[REGULATOR] = late
+    net.settle(12)
+    assert in_force(net) == {1}
+    assert late.certified() == 5
+    late.feed(Received(HOUSE, SEALED[5]))
+    assert late.gossip.chains[HOUSE, 1].height == 5
+    assert late.gossip.counts["ended"]
+    give(net, _replaced(BLOCKS[4]))
+    net.settle(6)
+    assert in_force(net) == {2}
+    new = net.nodes[REGULATOR] = Member(net, REGULATOR)
+    net.settle(12)
+    assert new.certified() == 5

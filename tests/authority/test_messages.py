@@ -67,7 +67,7 @@ questions = (
     | st.builds(AskEvidence, hashes)
     | st.builds(AskOwnBatch, kids, nonces)
     | st.builds(AskHead, names, nonces)
-    | st.builds(AskCertificate, counts)
+    | st.builds(AskCertificate, names, counts, counts)
     | st.builds(AskClosings, counts)
 )
 bodies = (
