@@ -351,7 +351,7 @@ BUGS: dict[str, Bug] = {
         "it ends at|not all is certified",
     ),
     "what was certified before the key was revoked is not taken": Bug(
-        (Edit(node.Node, "vouched", "return held.vouched(self.roster.committees)", "return 0"),),
+        (Edit(ending, "vouched", "return best", "return 0", (judging, runs)),),
         replace(_CALM, drop=0.3, partitions=3, meters=2, replaces=9),
         "not all is certified",
     ),

@@ -67,6 +67,26 @@ def end_of(node: Node, held: Held) -> End:
     return End(other, held.branch[other].block_hash, elsewhere=True)
 
 
+def vouched(node: Node, held: Held) -> int:
+    """Return up to where blocks of a chain are taken, if its key has been revoked since.
+
+    What was attested before may have been certified: who comes late has to hold it too. More of the
+    voters attest it than may lie; or so many that its end may be there; or an order names it.
+    """
+    revoked_by = node.roster.enrolled(held.chain_id).revoked_by
+    if not revoked_by:
+        return 0
+    highest = held.highest()
+    best = max((height for at, height, _ in node.bases.values() if at == held.chain_id), default=0)
+    for committee in node.roster.committees:
+        heard, needed = _heard(node, committee, revoked_by)
+        for voters, least in ((heard, needed), (committee.kids, committee.faults_max + 1)):
+            heights = sorted((highest.get(kid, 0) for kid in voters), reverse=True)
+            if 0 < least <= len(heights):
+                best = max(best, heights[least - 1])
+    return best
+
+
 def _heard(node: Node, committee: Committee, revoked_by: int) -> tuple[set[bytes], int]:
     """Return who has attested for the last time, and how many of them make a quorum possible."""
     distributor = node.roster.distributor

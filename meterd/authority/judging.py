@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE
 from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import DropBlocks, Load, PutBlocks
-from meterd.authority.ending import EndUnknownError, end_of
+from meterd.authority.ending import EndUnknownError, end_of, vouched
 from meterd.authority.messages import Refusal
 from meterd.authority.roster import OrderUnknownError
 from meterd.authority.runs import Runs
@@ -88,13 +88,13 @@ class Judging:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        vouched = self._node.vouched(held)
-        again = held.refused and digest(message) == held.refused and block.height > vouched
+        upto = vouched(self._node, held)
+        again = held.refused and digest(message) == held.refused and block.height > upto
         if held.lacking or again:
             return
         roster, now = self._node.roster, self._node.now
         try:
-            chain, checks = judge_block(block, parts, held.chain, roster, now, vouched=vouched)
+            chain, checks = judge_block(block, parts, held.chain, roster, now, vouched=upto)
         except OrderUnknownError:
             self._asking.claim_order(sender, block.order[0])
             self._wait(held, block.height, message)

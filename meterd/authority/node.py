@@ -207,15 +207,6 @@ class Node:
             if enrolled.revoked and chain_id in self.chains and self.chains[chain_id].branch:
                 self.contested[chain_id] = None
 
-    def vouched(self, held: Held) -> int:
-        """Return up to where blocks of a chain are taken, if its key has been revoked since.
-
-        What was attested before may have been certified: who comes late has to hold it too.
-        """
-        if not self.roster.enrolled(held.chain_id).revoked:
-            return 0
-        return held.vouched(self.roster.committees)
-
     def latest(self) -> Roster:
         """Return the network as the last order that is held makes it, certified or not."""
         return self.pending[-1] if self.pending else self.roster

@@ -233,6 +233,8 @@ class Voting:
 
     def _take_leaf(self, held: Held, kid: bytes, vote: Vote) -> None:
         before, leaf = held.votes.get(kid), vote.leaf
+        if self._goes_on_revoked(held, kid, vote):
+            return
         found_to_be = held.sort_vote(kid, vote)
         voter = self._node.voter_name(kid)
         if found_to_be != "on" and held.branch:
@@ -253,6 +255,20 @@ class Voting:
                 self.certify(held)
                 if held.chain is None:
                     self._node.contest_revoked()
+
+    def _goes_on_revoked(self, held: Held, kid: bytes, vote: Vote) -> bool:
+        """Say whether a voter attests more of a chain whose key it has attested to be revoked.
+
+        None that is honest does: so what it attested before is all, and nobody has to wait.
+        """
+        revoked_by = self._node.roster.enrolled(held.chain_id).revoked_by
+        distributor = self._node.roster.distributor
+        if not revoked_by or distributor is None:
+            return False
+        order = self._node.hold(distributor).votes.get(kid)
+        if order is None or order.leaf.height < revoked_by or order.number >= vote.number:
+            return False
+        return vote.leaf.height > held.highest().get(kid, 0)
 
     def sort_reached(self, held: Held) -> None:
         """Take anew what others attested above our head, as far as that has grown."""

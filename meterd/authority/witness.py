@@ -20,10 +20,10 @@ from meterd.ledger.encoding import verify_seal
 from meterd.ledger.order import decode_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from meterd.authority.effects import Now
-    from meterd.authority.roster import ChainId, Committee, Enrolled, Roster
+    from meterd.authority.roster import ChainId, Enrolled, Roster
     from meterd.ledger.block import Block
     from meterd.ledger.encoding import Sealed
 
@@ -227,20 +227,13 @@ class Held:
         """Say whether another history branches off ours where this path of it ends."""
         return bool(path) and self.hashes.get(path[-1] - 1) == self.branch[path[-1]].previous
 
-    def vouched(self, committees: Iterable[Committee]) -> int:
-        """Return up to where an honest voter attests this chain, in whatever history.
-
-        More of the voters of some epoch do than may lie.
-        """
+    def highest(self) -> dict[bytes, int]:
+        """Return up to where each voter attests this chain, in whatever history, by key id."""
         highest: dict[bytes, int] = {}
         for votes in (self.votes, self.ahead, self.foreign):
             for kid, vote in votes.items():
                 highest[kid] = max(vote.leaf.height, highest.get(kid, 0))
-        best = 0
-        for committee in committees:
-            heights = sorted((highest.get(kid, 0) for kid in committee.kids), reverse=True)
-            best = max(best, *heights[committee.faults_max : committee.faults_max + 1])
-        return best
+        return highest
 
     def attested(self) -> list[tuple[bytes, int, int]]:
         """Return up to where each voter attests this history: key id, height, epoch."""
@@ -301,7 +294,7 @@ def judge_block(
         chain: What it must extend.
         roster: The network as certified so far.
         now: This node's clock.
-        vouched: Up to where it is taken though its key has been revoked since: see `Held.vouched`.
+        vouched: Up to where it is taken though its key has been revoked since: see `ending`.
 
     Raises:
         OrderUnknownError: It names an order that is not known here: fetch it first.
