@@ -45,6 +45,7 @@ from meterd.authority.effects import (
     Tell,
     Tick,
 )
+from meterd.authority.ending import EndUnknownError, end_of
 from meterd.authority.gossip import Gossip
 from meterd.authority.messages import NONCE_BYTES
 from meterd.authority.senders import Settings as Pace
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     import argparse
 
     from meterd.authority.effects import Effect, Event, Record
+    from meterd.authority.witness import Held
     from meterd.config import NodeSettings
     from meterd.device.store import Store
     from meterd.ledger.account import Genesis
@@ -120,6 +122,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _status(name: str, *, online: bool) -> bytes:
     return encode([STATUS_CONTEXT, name, int(online)])
+
+
+def _end(gossip: Gossip, held: Held) -> dict[str, int | str | None]:
+    """Return where a revoked chain ends, or why that is not known yet; no store can tell."""
+    enrolled = gossip.roster.enrolled(held.chain_id)
+    if not enrolled.revoked or enrolled.closed:
+        return {"end_height": None, "end_unknown": ""}
+    try:
+        end = end_of(gossip, held)
+    except EndUnknownError as error:
+        return {"end_height": None, "end_unknown": str(error)}
+    if end.elsewhere:
+        return {"end_height": None, "end_unknown": "another history of it is about to be taken"}
+    return {"end_height": end.height, "end_unknown": ""}
 
 
 def _rows(record: Record) -> int:
@@ -528,6 +544,7 @@ class Peer:
                         if vote.leaf.height == held.height and committee.voter(kid)
                     ),
                     "frozen": held.frozen,
+                    **_end(gossip, held),
                 }
                 for chain_id, held in sorted(gossip.chains.items())
             ],

@@ -351,7 +351,15 @@ BUGS: dict[str, Bug] = {
         "it ends at|not all is certified",
     ),
     "what was certified before the key was revoked is not taken": Bug(
-        (Edit(ending, "vouched", "return best", "return 0", (judging, runs)),),
+        (
+            Edit(
+                ending,
+                "open_to",
+                "return max(best, min(some, held.certified + DISPUTED_MAX))",
+                "return 0",
+                (judging, runs),
+            ),
+        ),
         replace(_CALM, drop=0.3, partitions=3, meters=2, replaces=9),
         "not all is certified",
     ),

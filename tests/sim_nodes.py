@@ -168,7 +168,8 @@ class SimMeter(Chained):
     def may_seal(self) -> bool:
         """Whether the boot rule allows it now."""
         search, height = self.search, self.chain.head.height
-        if search is None:
+        enrolled = self.roster.enrolled((self.name, 1))
+        if search is None or enrolled.revoked or enrolled.closed:
             return False
         if self.forks and search.first is not None:
             return True  # it cares for its own history only

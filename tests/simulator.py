@@ -622,6 +622,9 @@ class World:
         return True
 
     def _judge(self) -> None:
+        for node in self.nodes.values():
+            if node.honest and node.gossip is not None and node.gossip.counts.get("misjudged"):
+                raise Refuted(f"{node.name} met a mistake of its own")
         self.counts["blocks"] = sum(len(sealed) for _, sealed in self._honest_chains())
         if not self.oracle.within:
             self.counts["beyond"] += 1

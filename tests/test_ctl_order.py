@@ -77,6 +77,7 @@ def certify(folder: Path) -> None:
         street.settle()
         street.nodes[GRID].read_outbox()
         street.settle()
+        street.nodes[GRID].show()
 
 
 def letters(grid: Path) -> list[str]:

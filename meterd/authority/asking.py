@@ -19,6 +19,7 @@ from meterd.authority.effects import (
     SendClosings,
     SendEvidence,
 )
+from meterd.authority.ending import open_to
 from meterd.authority.messages import (
     ASKED_MAX,
     HEADS_MAX,
@@ -47,13 +48,15 @@ if TYPE_CHECKING:
 HEADS_IN_TURN = 64  # in each digest besides those that have grown: in a street, all of them
 BLOCKS_ASKED_MAX = 1000  # at a time; the answer is cut at what a message holds
 BATCHES_ASKED_MAX = 64  # as many as a store gives at once
+DISPUTES_ASKED_MAX = 16  # chains at a time
 ANSWER_MS = 2000  # after that another peer is asked
 CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
 EVIDENCE_SHOWN_MAX = 64  # ids in a digest
 BLOCK_COST = 500  # bytes, about
 ANSWER_COST_MAX = 48_000  # of blocks, in one message
 BATCH_COST = 4_000  # each is a message, and there is room for a thousand on their way
-OTHER_COST = 20_000  # a signature, or a certificate to be put together
+CERTIFICATE_COST = 1_000_000  # all votes above a block are looked through: some 30 ms, of a year
+OTHER_COST = 20_000  # a signature
 
 
 def cost_of(question: Question) -> int:
@@ -63,6 +66,8 @@ def cost_of(question: Question) -> int:
     if isinstance(question, AskBatches):
         batches = min(max(question.last - question.first + 1, 1), BATCHES_ASKED_MAX)
         return BATCH_COST * batches
+    if isinstance(question, AskCertificate):
+        return CERTIFICATE_COST
     return OTHER_COST
 
 
@@ -133,7 +138,7 @@ class Asking:
                 chain_id, height = (question.name, question.incarnation), question.height
                 held = self._node.chains.get(chain_id)
                 if held is not None and 0 < height <= held.certified:
-                    self._node.out.append(SendCertificate(sender, chain_id, height))
+                    self._node.out.append(SendCertificate(sender, chain_id, height, held.certified))
             case AskClosings():
                 if 0 < question.epoch <= len(self._node.roster.committees):
                     self._node.out.append(SendClosings(sender, question.epoch))
@@ -246,6 +251,10 @@ class Asking:
         """Remember that a peer says it holds a chain up to `height`."""
         if not peer or peer == self._node.name or height <= held.height:
             return
+        limit = open_to(self._node, held)
+        if limit is not None and min(height, limit) <= held.height:
+            return  # what is above would be refused
+        height = height if limit is None else min(height, limit)
         if peer not in held.wanted and len(held.wanted) >= CLAIMS_MAX:
             # Who was asked last may be one that never answers, such as a meter without a node.
             held.wanted.pop(held.asked[0] if held.asked else next(iter(held.wanted)), None)
@@ -320,20 +329,30 @@ class Asking:
         self._order_asked = (peer, self._node.now.mono_ms)
         self.ask(peer, AskCertificate(*distributor, height))
 
-    def ask_disputed(self) -> None:
+    def ask_disputes(self) -> None:
         """Ask somebody what is certified of chains of which nothing more will be attested.
 
         The votes may have been shown to some alone.
         """
-        disputed = []
-        for (name, incarnation), enrolled in self._node.roster.chains.items():
-            held = self._node.chains.get((name, incarnation))
-            if held is None or held.chain is None or enrolled.closed:
-                continue
-            if held.branch or (held.height > held.certified and (held.frozen or enrolled.revoked)):
-                disputed.append(AskCertificate(name, incarnation, held.certified + 1))
-        if disputed:
-            self.ask_any(disputed[self._node.jitter(len(disputed))])
+        disputed = [chain_id for chain_id in self._node.roster.chains if self._disputed(chain_id)]
+        peers = sorted(name for name in self._node.heard if name in self._node.roster.nodes)
+        if disputed and peers:
+            peer, first = peers[self._node.jitter(len(peers))], self._node.jitter(len(disputed))
+            for chain_id in (disputed[first:] + disputed[:first])[:DISPUTES_ASKED_MAX]:
+                self.ask_disputed(peer, chain_id)
+
+    def ask_disputed(self, peer: str, chain_id: ChainId) -> None:
+        """Ask a peer for what certifies the next block of a chain, if it is disputed."""
+        if self._disputed(chain_id):
+            held = self._node.chains[chain_id]
+            self.ask(peer, AskCertificate(*chain_id, held.certified + 1))
+
+    def _disputed(self, chain_id: ChainId) -> bool:
+        held, enrolled = self._node.chains.get(chain_id), self._node.roster.enrolled(chain_id)
+        if held is None or held.chain is None or enrolled.closed:
+            return False
+        more = held.height > held.certified and bool(held.frozen or enrolled.revoked)
+        return more or bool(held.branch)
 
     def ask_closings(self, epoch: int) -> None:
         """Ask who has closed an epoch that is over, where that is not known for a while; 0: none.

@@ -381,12 +381,14 @@ class Accused(NamedTuple):
         role: `meter`, `distributor` or `authority`.
         chain: On which chain.
         height: At which height, the lower one of two votes.
+        kid: Id of the key that signed both votes; empty for two blocks.
     """
 
     name: str
     role: str
     chain: ChainId
     height: int
+    kid: bytes = b""
 
 
 def seals_evidence(one: bytes, other: bytes) -> bytes:
@@ -484,7 +486,7 @@ def _two_votes(
             raise BlockRejectedError("the blocks between the two votes are another chain's")
     if here == low.leaf.block_hash:
         raise BlockRejectedError("the one head is the other's ancestor: nobody lied")
-    return Accused(voters[0], "authority", low.leaf.chain, low.leaf.height)
+    return Accused(voters[0], "authority", low.leaf.chain, low.leaf.height, low.kid)
 
 
 def summary(certified: Certified) -> str:

@@ -148,8 +148,9 @@ class PutEvidence(NamedTuple):
 
 
 class PutCertificate(NamedTuple):
-    """Keep the certificate of an order, where the votes that made it are not all here."""
+    """Keep the certificate of an order or a block; the votes that made it are not all here."""
 
+    chain: ChainId
     height: int
     certificate: bytes
 
@@ -237,11 +238,19 @@ class SendEvidence(NamedTuple):
 
 
 class SendCertificate(NamedTuple):
-    """Send the certificate of an order or a block to a peer."""
+    """Send the certificate of an order or a block to a peer.
+
+    Attributes:
+        to: Which peer.
+        chain: Of which chain.
+        height: Of which block.
+        certified: Of which one else, if that is too long for a message: the last certified one.
+    """
 
     to: str
     chain: ChainId
     height: int
+    certified: int
 
 
 class SendClosings(NamedTuple):

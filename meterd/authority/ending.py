@@ -3,8 +3,9 @@
 A voter that holds the order which revokes a key attests nothing more of that chain. So once a
 quorum is known to have attested that order, their votes are all that there will ever be of theirs.
 What may be certified, here or where nobody sees it, needs the votes of those that are not heard
-besides, and of those that lie: who is proved to have signed two histories is one of them. All
-honest nodes that have heard the same come to the same block.
+besides, of those whose votes are on blocks that are not here, and of those that lie: whose key is
+proved to have signed two histories is one of them. All honest nodes that have heard the same come
+to the same block.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from meterd.errors import BlockRejectedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterd.authority.attestation import Leaf
     from meterd.authority.node import Node
     from meterd.authority.roster import Committee
     from meterd.authority.witness import Held
+
+DISPUTED_MAX = 1024  # blocks that fewer vouch for than may lie: 21 days, as of another history
 
 
 class EndUnknownError(BlockRejectedError):
@@ -38,6 +44,21 @@ class End(NamedTuple):
     elsewhere: bool
 
 
+class Heard(NamedTuple):
+    """What the voters of an epoch attest of a chain, for the last time.
+
+    Attributes:
+        final: What each has attested above what is certified, by key id; of two leaves, one is of
+            another history.
+        unheard: How many may attest more.
+        lie: How many are known to lie.
+    """
+
+    final: dict[bytes, list[Leaf]]
+    unheard: int
+    lie: int
+
+
 def end_of(node: Node, held: Held) -> End:
     """Return where a chain ends.
 
@@ -50,102 +71,104 @@ def end_of(node: Node, held: Held) -> End:
         raise EndUnknownError("its key is not revoked: it may go on")
     ours, other = held.certified, 0
     for committee in node.roster.committees:
-        heard, needed = _heard(node, committee, revoked_by)
+        heard = _heard(node, held, committee, revoked_by)
+        heights, others, lacking = list[int](), Counter[int](), list[int]()
+        for leaves in heard.final.values():
+            height, path, unknown = _place(held, leaves)
+            heights.append(height)
+            others.update(path)
+            lacking += [unknown] if unknown else []
+        needed = committee.quorum - heard.unheard - max(committee.faults_max, heard.lie)
         if needed <= 0:
             raise EndUnknownError(
-                f"{len(heard)} voters of epoch {committee.epoch} are known to attest nothing more"
-                " of it: others may have certified more than is seen here"
+                f"{len(heard.final)} voters of epoch {committee.epoch} are known to attest nothing"
+                " more of it: others may have certified more than is seen here"
             )
-        ours = max(ours, _ours(held, heard, needed))
-        other = max(other, _other(held, heard, needed))
+        if needed <= len(lacking):
+            raise EndUnknownError(f"blocks up to {max(lacking)} that voters attest are not here")
+        needed -= len(lacking)
+        heights.sort(reverse=True)
+        ours = max((ours, *heights[needed - 1 : needed]))
+        other = max((other, *(height for height, count in others.items() if count >= needed)))
     if other <= held.certified:
         return End(ours, held.hashes[ours], elsewhere=False)
-    if ours > held.certified and not _extends(held, ours, other):
+    path = held.path_to(other, held.branch[other].block_hash)
+    if ours > path[-1] - 1:
         raise EndUnknownError(
-            f"blocks {ours} and {other} of two histories may be certified, by voters not heard"
+            f"blocks {ours} and {other} of two histories may both be certified, for all that is"
+            " known here"
         )
     return End(other, held.branch[other].block_hash, elsewhere=True)
 
 
-def vouched(node: Node, held: Held) -> int:
-    """Return up to where blocks of a chain are taken, if its key has been revoked since.
+def open_to(node: Node, held: Held) -> int | None:
+    """Return up to where blocks of a chain are taken; None where that has no end.
 
-    What was attested before may have been certified: who comes late has to hold it too. More of the
-    voters attest it than may lie; or so many that its end may be there; or an order names it.
+    What was attested before its key was revoked may have been certified: who comes late has to hold
+    it too. More of the voters attest it than may lie, or one does, or an order names it.
     """
-    revoked_by = node.roster.enrolled(held.chain_id).revoked_by
-    if not revoked_by:
-        return 0
-    highest = held.highest()
-    best = max((height for at, height, _ in node.bases.values() if at == held.chain_id), default=0)
+    enrolled = node.roster.enrolled(held.chain_id)
+    if enrolled.closed is not None:
+        return enrolled.closed[0]
+    if not enrolled.revoked:
+        return None
+    best, some = held.certified, 0
+    for chain_id, height, _ in node.bases.values():
+        best = max(best, height if chain_id == held.chain_id else 0)
     for committee in node.roster.committees:
-        heard, needed = _heard(node, committee, revoked_by)
-        for voters, least in ((heard, needed), (committee.kids, committee.faults_max + 1)):
-            heights = sorted((highest.get(kid, 0) for kid in voters), reverse=True)
-            if 0 < least <= len(heights):
-                best = max(best, heights[least - 1])
-    return best
+        heights = _heights(node, held, committee)
+        some = max((some, *heights[:1]))
+        best = max((best, *heights[committee.faults_max : committee.faults_max + 1]))
+    return max(best, min(some, held.certified + DISPUTED_MAX))
 
 
-def _heard(node: Node, committee: Committee, revoked_by: int) -> tuple[set[bytes], int]:
-    """Return who has attested for the last time, and how many of them make a quorum possible."""
+def _heights(node: Node, held: Held, committee: Committee) -> list[int]:
+    """Return up to where the voters of an epoch attest a chain, whatever history, descending."""
+    leaves = (_final(node, held, committee, kid) for kid in committee.kids)
+    return sorted((max(leaf.height for leaf in each) for each in leaves if each), reverse=True)
+
+
+def _final(node: Node, held: Held, committee: Committee, kid: bytes) -> list[Leaf]:
+    """Return what a voter has attested last in an epoch, above what is certified."""
+    if node.has_closed(committee.epoch, kid):
+        lock = held.locks.get((committee.epoch, kid))
+        return [lock] if lock is not None else []
+    votes = (votes.get(kid) for votes in (held.votes, held.foreign, held.ahead))
+    return [
+        vote.leaf
+        for vote in votes
+        if vote and vote.epoch == committee.epoch and vote.leaf.height > held.certified
+    ]
+
+
+def _heard(node: Node, held: Held, committee: Committee, revoked_by: int) -> Heard:
     distributor = node.roster.distributor
     assert distributor is not None  # noqa: S101 - it gave the order
-    orders, closed = node.hold(distributor).votes, node.closed.get(committee.epoch, set())
-    lie = {kid for kid in committee.kids if ("authority", node.voter_name(kid)) in node.accused}
-    heard = {
-        kid
-        for kid in committee.kids
-        if kid in closed or (kid in orders and orders[kid].leaf.height >= revoked_by)
-    } - lie
-    unheard = len(committee.kids) - len(heard) - len(lie)
-    return heard, committee.quorum - unheard - max(committee.faults_max, len(lie))
+    orders, lie = node.hold(distributor).votes, 0
+    final: dict[bytes, list[Leaf]] = {}
+    guilty = {one.kid for one in node.accused.values()}
+    for kid in committee.kids:
+        order = orders.get(kid)
+        if kid in guilty:
+            lie += 1
+        elif node.has_closed(committee.epoch, kid) or (order and order.leaf.height >= revoked_by):
+            final[kid] = _final(node, held, committee, kid)
+    return Heard(final, len(committee.kids) - len(final) - lie, lie)
 
 
-def _ours(held: Held, heard: set[bytes], needed: int) -> int:
-    """Return up to where enough voters attest what is held here."""
-    highest: dict[bytes, int] = {}
-    for kid, height, _ in held.attested():
-        if kid in heard:
-            highest[kid] = max(height, highest.get(kid, 0))
-    heights = sorted(highest.values(), reverse=True)
-    return heights[needed - 1] if len(heights) >= needed else 0
+def _place(held: Held, leaves: Iterable[Leaf]) -> tuple[int, list[int], int]:
+    """Return up to where leaves of one voter lie on our history, and where on the other one.
 
-
-def _other(held: Held, heard: set[bytes], needed: int) -> int:
-    """Return up to where enough voters attest the other history.
-
-    Raises:
-        EndUnknownError: They attest what is not held here.
+    And the height of one of which it is not known, as blocks are lacking; or 0.
     """
-    votes, unknown = Counter[int](), set[bytes]()
-    for kid in heard:
-        at_all = set[int]()
-        for vote in (held.foreign.get(kid), held.ahead.get(kid)):
-            if vote is None or vote.leaf.height <= held.certified:
-                continue
-            path = held.path_to(vote.leaf.height, vote.leaf.block_hash)
-            if held.joins(path):
-                at_all.update(path)
-            elif not path or path[-1] > held.certified + 1:  # else against what is certified
-                unknown.add(kid)
-        votes.update(at_all)
-    if len(unknown) >= needed:
-        top = max(
-            vote.leaf.height
-            for kid in unknown
-            for vote in (held.foreign.get(kid), held.ahead.get(kid))
-            if vote is not None
-        )
-        raise EndUnknownError(f"blocks up to {top} that voters attest are not held here")
-    return max((height for height, count in votes.items() if count >= needed), default=0)
-
-
-def _extends(held: Held, ours: int, other: int) -> bool:
-    """Say whether block `other` of the other history follows block `ours` of ours."""
-    at = other
-    while at > ours and at in held.branch:
-        if at - 1 == ours:
-            return held.branch[at].previous == held.hashes.get(ours)
-        at -= 1
-    return False
+    ours, path, unknown = 0, list[int](), 0
+    for leaf in leaves:
+        if held.hashes.get(leaf.height) == leaf.block_hash:
+            ours = max(ours, leaf.height)
+            continue
+        way = held.path_to(leaf.height, leaf.block_hash)
+        if held.joins(way):
+            ours, path = max(ours, way[-1] - 1), way
+        elif not way or way[-1] > held.certified + 1:  # else it is against what is certified
+            unknown = max(unknown, leaf.height)
+    return ours, path, unknown

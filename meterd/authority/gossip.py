@@ -278,7 +278,7 @@ class Gossip(Node):
         elif SEALS_CONTEXT.encode() in head or VOTES_CONTEXT.encode() in head:
             self._take_evidence(message)
         elif CERTIFICATE_CONTEXT.encode() in head:
-            self.voting.take_certificate(message)
+            self.voting.take_certificate(sender, message)
         else:
             raise EncodingError("a message of no kind known here")
 
@@ -287,6 +287,12 @@ class Gossip(Node):
         if not self.judging.take(sender, message, parts):
             kid = parts.kid
             said = open_said(message, lambda name: self.key_of(name, kid), self.roster.genesis)
+            if kid == self.key_coming(said.sender):
+                # Its order is not in force here: a reason to ask for what certifies it, no more.
+                if isinstance(said.body, Digest):
+                    self.asking.claim_order(said.sender, said.body.order[0])
+                    self.asking.ask_all()
+                return
             self._take_said(said, message)
 
     def _seal(self, message: bytes) -> None:
@@ -364,7 +370,7 @@ class Gossip(Node):
         elif purpose[0] == "seals":
             self.judging.runs.loaded(loaded.load, loaded.blocks)
         elif purpose[0] == "adopt":
-            self.judging.adopted(self.chains[loaded.load.chain], loaded.blocks)
+            self.judging.adopted(self.chains[loaded.load.chain], loaded.load.first, loaded.blocks)
 
     def _take_own_evidence(self, evidence: bytes) -> None:
         """Take evidence that was put together here, if it stands: it may be too long to."""
@@ -415,7 +421,7 @@ class Gossip(Node):
             period_ms = self.settings.digest_ms
             self._digest_ms = now_ms + period_ms // 2 + self.jitter(period_ms)
             self.asking.send_digest()
-            self.asking.ask_disputed()
+            self.asking.ask_disputes()
         self.asking.ask_all()
         self.asking.ask_closings(self.voting.unsure_epoch())
         self.asking.give_back()

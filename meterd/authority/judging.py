@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE
 from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import DropBlocks, Load, PutBlocks
-from meterd.authority.ending import EndUnknownError, end_of, vouched
+from meterd.authority.ending import EndUnknownError, end_of, open_to
 from meterd.authority.messages import Refusal
 from meterd.authority.roster import OrderUnknownError
 from meterd.authority.runs import Runs
@@ -88,13 +88,15 @@ class Judging:
         if block.previous != held.head_hash:
             self._other_history(sender, held, message, block.height)
             return
-        upto = vouched(self._node, held)
-        again = held.refused and digest(message) == held.refused and block.height > upto
+        upto = open_to(self._node, held)
+        again = held.refused and digest(message) == held.refused
+        if again and upto is not None and block.height <= upto:
+            again = False  # it was refused before as much was known
         if held.lacking or again:
             return
         roster, now = self._node.roster, self._node.now
         try:
-            chain, checks = judge_block(block, parts, held.chain, roster, now, vouched=upto)
+            chain, checks = judge_block(block, parts, held.chain, roster, now, upto=upto)
         except OrderUnknownError:
             self._asking.claim_order(sender, block.order[0])
             self._wait(held, block.height, message)
@@ -321,16 +323,19 @@ class Judging:
     def adopt(self, held: Held) -> None:
         """Where another history than ours is decided for, take it: see `adopted`."""
         self._voting.certify(held)  # what the two have in common
-        if held.certified + 1 in held.branch and self._decided_elsewhere(held):
-            base = held.certified
+        path = self._decided_elsewhere(held)
+        if path:
+            base = path[-1] - 1
             self._node.out.append(Load(held.chain_id, base, base, ("adopt",)))
 
-    def _decided_elsewhere(self, held: Held) -> int:
-        """Return up to where the branch that we have seen is decided for; 0 if it is not.
+    def _decided_elsewhere(self, held: Held) -> list[int]:
+        """Return which blocks of the branch that we have seen are decided for, descending.
 
         A quorum has attested it, as its votes or a certificate show; an order has ended the chain
         there; or the chain's key is revoked, and nothing else can be certified any more.
         """
+        if not held.branch:
+            return []
         attested: dict[tuple[int, int], set[bytes]] = {}
         for kid, vote in (*held.foreign.items(), *held.ahead.items()):  # it may be in both
             for at in held.path_to(vote.leaf.height, vote.leaf.block_hash):
@@ -344,20 +349,24 @@ class Judging:
         for decided in (held.shown, enrolled.closed):
             if decided and held.joins(held.path_to(*decided[:2])):
                 best = max(best, decided[0])
-        if best or not enrolled.revoked:
-            return best
-        try:
-            end = end_of(self._node, held)
-        except EndUnknownError:
-            return 0
-        return end.height if end.elsewhere else 0
+        if not best and enrolled.revoked:
+            try:
+                end = end_of(self._node, held)
+            except EndUnknownError:
+                return []
+            best = end.height if end.elsewhere else 0
+        path = held.path_to(best, held.branch[best].block_hash) if best else []
+        return path if held.joins(path) else []
 
-    def adopted(self, held: Held, base: tuple[bytes, ...]) -> None:
-        """Put the branch in the place of our own blocks above the last certified one."""
-        best = self._decided_elsewhere(held)
-        if not best or held.chain is None:
+    def adopted(self, held: Held, at: int, base: tuple[bytes, ...]) -> None:
+        """Put the branch in the place of our own blocks above `at`, where `base` is, if any."""
+        path = self._decided_elsewhere(held)
+        if not path or held.chain is None:
             return
-        first, roster = held.certified + 1, self._node.roster
+        best, first, roster = path[0], path[-1], self._node.roster
+        if first != at + 1:
+            self._node.contested[held.chain_id] = None  # more is known since: once more
+            return
         chain = roster.open_chain(held.chain_id)
         if base:
             chain = chain._replace(head=head_behind(chain, take_apart(base[0]).payload))
@@ -369,7 +378,7 @@ class Judging:
             parts = take_apart(twin.sealed)
             block = decode_block(parts.payload)
             try:
-                chain, _ = judge_block(block, parts, chain, roster, self._node.now, vouched=best)
+                chain, _ = judge_block(block, parts, chain, roster, self._node.now, upto=best)
             except BlockRejectedError:
                 return
             blocks.append((height, chain.head.block_hash, twin.sealed))
@@ -384,6 +393,7 @@ class Judging:
         held.height = first - 1
         held.epochs = [each for each in held.epochs if each[0] < first]
         held.sealed_to = min(held.sealed_to, held.height)
+        held.runs = [run for run in held.runs if run[0] <= held.height]
         held.lacking.clear()
         held.adoptions += 1
         for (height, block_hash, _), epoch in zip(blocks, epochs, strict=True):

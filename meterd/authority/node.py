@@ -161,7 +161,15 @@ class Node:
                 meant = voter == name and kid in {b"", here}
                 if meant and not self.closed.get(committee.epoch, set()).issuperset(committee.kids):
                     return key
-        return last
+        return self.latest().peer_key(name) if kid and kid == self.key_coming(name) else last
+
+    def key_coming(self, name: str) -> bytes:
+        """Return the id of the key that orders give a node which are not in force here; or nothing.
+
+        Others may have gone on, and it with them.
+        """
+        key = self.latest().peer_key(name) if self.pending else b""
+        return key_id(key) if key and key not in self.voting_keys(name) else b""
 
     def voting_keys(self, name: str) -> set[bytes]:
         """Return the voting keys that genesis and orders have named for a node."""

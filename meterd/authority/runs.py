@@ -13,7 +13,7 @@ from meterd.authority.asking import ANSWER_MS
 from meterd.authority.attestation import PLAUSIBLE
 from meterd.authority.certificate import open_enrolled
 from meterd.authority.effects import Load, PutBlocks, PutSeal, PutSealed
-from meterd.authority.ending import vouched
+from meterd.authority.ending import open_to
 from meterd.authority.messages import AskBlocks
 from meterd.authority.witness import UNSEALED, judge_run, place_of
 from meterd.errors import BlockRejectedError, EncodingError
@@ -69,8 +69,8 @@ class Runs:
         held = self._node.hold((name, incarnation))
         if held.chain is None or held.lacking or height != held.height + 1:
             return None
-        upto = vouched(self._node, held)
-        chain, added, checks = judge_run(run, held.chain, roster, self._node.now, vouched=upto)
+        upto = open_to(self._node, held)
+        chain, added, checks = judge_run(run, held.chain, roster, self._node.now, upto=upto)
         if checks & PLAUSIBLE == 0:
             self._node.tell(1, "implausible", meter=name, height=chain.head.height)
         held.chain, held.checks = chain, held.checks & checks

@@ -364,7 +364,7 @@ class Voting:
             for _ in range(before, height):
                 self._order_in_force()
 
-    def take_certificate(self, message: bytes) -> None:
+    def take_certificate(self, sender: str, message: bytes) -> None:
         """Take what shows that the first order of ours that is not certified here is so.
 
         Or a block of a chain: see `Asking.ask_disputed`.
@@ -375,7 +375,7 @@ class Voting:
         """
         certificate = open_certificate(message)
         if (certificate.meter, certificate.incarnation) != self._node.roster.distributor:
-            self._take_shown(certificate)
+            self._take_shown(sender, certificate, message)
             return
         height = self._node.roster.head.height + 1
         if certificate.height != height or not self._node.pending:
@@ -383,10 +383,11 @@ class Voting:
         if certificate.block_hash != self._node.pending[0].head.order_hash:
             return  # there are two orders: the proof of that will come
         said = verify_certificate(certificate, self._node.roster, self._node.roster.committee.epoch)
-        self._node.records.append(PutCertificate(height, message))
-        self._certified(self._node.hold(self._node.roster.distributor), height, said.epoch)
+        distributor = self._node.roster.distributor
+        self._node.records.append(PutCertificate(distributor, height, message))
+        self._certified(self._node.hold(distributor), height, said.epoch)
 
-    def _take_shown(self, certificate: Certificate) -> None:
+    def _take_shown(self, sender: str, certificate: Certificate, message: bytes) -> None:
         """Take what shows that a block is certified which is held here, in one history or other."""
         held = self._node.chains.get((certificate.meter, certificate.incarnation))
         height, block_hash = certificate.height, certificate.block_hash
@@ -395,7 +396,9 @@ class Voting:
         if held.hashes.get(height) == block_hash:
             least = held.epoch_at(height)
             said = verify_certificate(certificate, self._node.roster, least)
+            self._node.records.append(PutCertificate(held.chain_id, height, message))
             self._certified(held, height, said.epoch)
+            self._asking.ask_disputed(sender, held.chain_id)
             return
         twin = held.branch.get(height)
         if twin is None or twin.block_hash != block_hash:
@@ -403,6 +406,7 @@ class Voting:
         block = decode_block(take_apart(twin.sealed).payload)
         least = self._node.roster.epoch_at(block.order[0])
         said = verify_certificate(certificate, self._node.roster, least)
+        self._node.records.append(PutCertificate(held.chain_id, height, message))
         held.shown = height, block_hash, said.epoch
         self._node.contested[held.chain_id] = None
 

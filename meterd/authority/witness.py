@@ -284,7 +284,7 @@ class Held:
 
 
 def judge_block(
-    block: Block, sealed: Sealed, chain: Chain, roster: Roster, now: Now, *, vouched: int = 0
+    block: Block, sealed: Sealed, chain: Chain, roster: Roster, now: Now, *, upto: int | None = None
 ) -> tuple[Chain, int]:
     """Return `chain` with `block` added, and which checks it passes.
 
@@ -294,7 +294,7 @@ def judge_block(
         chain: What it must extend.
         roster: The network as certified so far.
         now: This node's clock.
-        vouched: Up to where it is taken though its key has been revoked since: see `ending`.
+        upto: Up to where it is taken though its key has been revoked since: see `ending`.
 
     Raises:
         OrderUnknownError: It names an order that is not known here: fetch it first.
@@ -303,13 +303,13 @@ def judge_block(
     """
     terms = roster.terms(chain, block.order)
     enrolled = roster.enrolled((chain.meter, chain.incarnation))
-    _check_open(block, enrolled, vouched)
+    _check_open(block, enrolled, upto)
     verify_seal(sealed, VerifyKey(terms.key_at(block.order[0])), chain.genesis)
     return _follow(block, sealed.payload, terms, enrolled, now)
 
 
 def judge_run(
-    run: Sequence[Sealed], chain: Chain, roster: Roster, now: Now, *, vouched: int = 0
+    run: Sequence[Sealed], chain: Chain, roster: Roster, now: Now, *, upto: int | None = None
 ) -> tuple[Chain, list[tuple[bytes, int]], int]:
     """Return `chain` with a run of blocks added, each one's hash and order, and their checks.
 
@@ -321,7 +321,7 @@ def judge_run(
         chain: What the first of them must extend.
         roster: The network as certified so far.
         now: This node's clock.
-        vouched: As for `judge_block`.
+        upto: As for `judge_block`.
 
     Raises:
         EncodingError: A payload is no block.
@@ -333,7 +333,7 @@ def judge_run(
         block = decode_block(sealed.payload)
         if block.order != named:
             chain, named = roster.terms(chain, block.order), block.order
-        _check_open(block, enrolled, vouched)
+        _check_open(block, enrolled, upto)
         chain, passed = _follow(block, sealed.payload, chain, enrolled, now)
         checks &= passed
         added.append((chain.head.block_hash, block.order[0]))
@@ -341,11 +341,11 @@ def judge_run(
     return chain, added, checks
 
 
-def _check_open(block: Block, enrolled: Enrolled, vouched: int) -> None:
+def _check_open(block: Block, enrolled: Enrolled, upto: int | None) -> None:
     if enrolled.closed is not None:
         if block.height > enrolled.closed[0]:
             raise ChainEndedError(f"an order ended this chain at block {enrolled.closed[0]}")
-    elif enrolled.revoked and block.height > vouched:
+    elif enrolled.revoked and block.height > (upto or 0):
         raise ChainEndedError(f"the key of {block.meter} was revoked: {enrolled.revoked}")
 
 

@@ -309,6 +309,8 @@ _ROWS: dict[str, dict[str, Any]] = {
         "certified_height": int,
         "attested_by": list,
         "frozen": str,
+        "end_height": _NUMBER,
+        "end_unknown": str,
     },
     "accused": {"name": str, "role": str, "height": int},
     "refused": {"name": str, "height": int, "reason": str},

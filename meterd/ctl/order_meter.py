@@ -11,11 +11,10 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meterd.authority.ending import EndUnknownError, end_of
-from meterd.ctl.options import hex_bytes, positive
+from meterd.ctl.options import hex_bytes, positive, whole
 from meterd.ctl.order_enrolments import read_metering
 from meterd.ctl.order_options import add_action, add_signing
-from meterd.errors import ConfigError, UsageError
+from meterd.errors import AbsentError, ConfigError, UsageError
 from meterd.ledger.block import UJ_MAX, Energy
 from meterd.ledger.encoding import HASH_BYTES, SIGNATURE_BYTES
 from meterd.ledger.order import (
@@ -298,7 +297,7 @@ def _add_registers(parser: argparse.ArgumentParser, default: str) -> None:
 def _add_final(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--final",
-        type=positive,
+        type=whole,
         metavar="N",
         help="last block (default: the last that may be certified). If some know more to be"
         " certified, the order is never in force, and none can follow it",
@@ -333,28 +332,30 @@ def _last(desk: Desk, chain: Enrolled) -> int:
     """Return the height of the last block of a chain that anybody may know to be certified.
 
     Raises:
+        AbsentError: The peer process is not running.
         ConfigError: It is not certain yet.
     """
-    core, named = desk.node.core, f"{chain.name} ({chain.incarnation})"
-    chain_id = (chain.name, chain.incarnation)
-    known = core.roster.chains.get(chain_id)
+    named, chain_id = f"{chain.name} ({chain.incarnation})", (chain.name, chain.incarnation)
+    known = desk.node.core.roster.chains.get(chain_id)
     if known is None or not known.revoked:
         raise ConfigError(
             f"the key of {named} is not revoked, and more of its chain may be certified meanwhile",
             hint=f"`meterctl order revoke --meter {chain.name} --reason …` first; this once"
             " `meterctl order list` shows it in force",
         )
-    try:
-        end = end_of(core, core.hold(chain_id))
-    except EndUnknownError as error:
-        raise ConfigError(
-            f"it is not certain yet where {named} ends: {error}",
-            hint="let `meterd peer` run, and try again in a minute; `meterctl peers` shows who is"
-            " not heard. If that one never comes back, decide by --final N",
-        ) from error
-    if end.elsewhere:
-        raise ConfigError(
-            f"{named} ends with a block {end.height} that is not held here yet",
-            hint="let `meterd peer` run, and try again in a minute",
+    shown = desk.node.shown
+    if shown is None or shown.stale:
+        raise AbsentError(
+            f"where {named} ends the peer process alone knows, and it is not running",
+            hint="start `meterd peer`, and try again in a minute",
         )
-    return end.height
+    for entry in shown.told["chains"]:
+        if (entry["name"], entry["incarnation"]) == chain_id:
+            if entry["end_height"] is not None:
+                return int(entry["end_height"])
+            raise ConfigError(
+                f"it is not certain yet where {named} ends: {entry['end_unknown']}",
+                hint="try again in a minute; `meterctl peers` shows who is not heard. If that does"
+                " not change, decide by --final N",
+            )
+    return 0  # nobody has seen a block of it

@@ -103,6 +103,8 @@ def of_store(node: KnownNode) -> dict[str, Any]:
                     if vote.leaf.height == held.height
                 ),
                 "frozen": held.frozen,
+                "end_height": None,  # the process alone knows
+                "end_unknown": "",
             }
             for chain_id, held in sorted(core.chains.items())
         ],

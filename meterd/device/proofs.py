@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meterd.authority.roster import ChainId, Roster
     from meterd.device.store import Store
 
+SPAN_MAX = 256  # blocks that link one to what was attested: with more, no message holds it
 STRANGE_MAX = 16  # attestations of other histories: after so many of one voter it is not looked on
 
 
@@ -39,9 +40,11 @@ def answers(
             evidence = store.evidence(effect.evidence_id)
             return [] if evidence is None else [evidence]
         case SendCertificate():
-            made = certificate(store, effect.chain, effect.height, roster)
-            message = made[1].encode() if made is not None else b""
-            return [message] if 0 < len(message) <= MESSAGE_BYTES_MAX else []
+            for height in (effect.height, effect.certified):
+                made = certificate(store, effect.chain, height, roster, span_max=SPAN_MAX)
+                if made is not None and len(message := made[1].encode()) <= MESSAGE_BYTES_MAX:
+                    return [message]
+            return []
         case SendClosings():
             return store.closings(effect.epoch)
 
@@ -92,10 +95,14 @@ def _certificate(
     height: int,
     votes: list[tuple[Batch, Leaf]],
     needed: int,
+    *,
+    span_max: int | None = None,
 ) -> tuple[bytes, Certificate] | None:
     if len(votes) < needed:
         return None
     top = sorted(leaf.height for _, leaf in votes)[needed - 1]
+    if span_max is not None and top - height > span_max:
+        return None
     sealed = [message for _, message in store.blocks(chain_id, height, top)]
     if len(sealed) != top - height + 1 or store.unsealed(chain_id, height):
         return None
@@ -105,7 +112,7 @@ def _certificate(
 
 
 def certificate(
-    store: Store, chain_id: ChainId, height: int, roster: Roster
+    store: Store, chain_id: ChainId, height: int, roster: Roster, *, span_max: int | None = None
 ) -> tuple[bytes, Certificate] | None:
     """Return a block with its seal and certificate, out of the batches nearest above it.
 
@@ -114,6 +121,7 @@ def certificate(
         chain_id: Which chain.
         height: The block's height.
         roster: The network as this node knows it.
+        span_max: How many blocks may lie between it and what was attested; None for any number.
     """
     quorums = roster.quorums(chain_id, height)
     by_epoch: dict[int, list[tuple[Batch, Leaf]]] = {}
@@ -131,17 +139,20 @@ def certificate(
         votes = by_epoch.setdefault(epoch, [])
         votes.append((batch, leaf))
         if len(votes) == quorums[epoch]:
-            made = _certificate(store, chain_id, height, votes, quorums[epoch])
+            made = _certificate(store, chain_id, height, votes, quorums[epoch], span_max=span_max)
             if made is not None:
                 return made
-    return _shown(store, chain_id, height) if chain_id == roster.distributor else None
+    return _shown(store, chain_id, height)
 
 
-def _shown(store: Store, distributor: ChainId, height: int) -> tuple[bytes, Certificate] | None:
-    """Return an order with the certificate that a peer has shown."""
-    data = store.shown(height)
-    sealed = [sealed for _, sealed in store.blocks(distributor, height, height)]
-    return (sealed[0], open_certificate(data)) if data is not None and sealed else None
+def _shown(store: Store, chain_id: ChainId, height: int) -> tuple[bytes, Certificate] | None:
+    """Return an order or a block with the certificate that a peer has shown."""
+    data = store.shown(chain_id, height)
+    sealed = [sealed for _, sealed in store.blocks(chain_id, height, height)]
+    if data is None or not sealed:
+        return None
+    shown = open_certificate(data)
+    return (sealed[0], shown) if shown.block_hash == store.hash_at(chain_id, height) else None
 
 
 def receipt(store: Store, chain_id: ChainId, height: int, roster: Roster) -> Receipt:

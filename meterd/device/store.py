@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from meterd.authority.effects import Load, Record
     from meterd.authority.roster import ChainId
 
-SCHEMA = 3
+SCHEMA = 4
 BLOCKS_BYTES_MAX = 48_000  # of one answer, with room for what spells it
 BATCHES_AT_ONCE = 64
 BUSY_S = 5.0  # `meterctl` may be reading
@@ -73,7 +73,9 @@ CREATE TABLE vote (
     height INTEGER NOT NULL, hash BLOB NOT NULL, checks INTEGER NOT NULL,
     PRIMARY KEY (chain, kid)) WITHOUT ROWID;
 CREATE TABLE evidence (id BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE certificate (height INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE certificate (
+    chain INTEGER NOT NULL, height INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (chain, height)) WITHOUT ROWID;
 CREATE TABLE counter (name TEXT PRIMARY KEY, counter INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE promise (
     meter TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, height INTEGER NOT NULL) WITHOUT ROWID;
@@ -245,8 +247,8 @@ class Store:
                 )
             case PutCertificate():
                 run(
-                    "INSERT OR IGNORE INTO certificate VALUES (?, ?)",
-                    (record.height, record.certificate),
+                    "INSERT OR IGNORE INTO certificate VALUES (?, ?, ?)",
+                    (self._chain(record.chain), record.height, record.certificate),
                 )
             case PutCounters():
                 many("INSERT OR REPLACE INTO counter VALUES (?, ?)", record.counters)
@@ -376,9 +378,14 @@ class Store:
         )
         return bool(rows)
 
-    def shown(self, height: int) -> bytes | None:
-        """Return the certificate of an order that a peer has shown, or None."""
-        rows = self._rows("SELECT data FROM certificate WHERE height = ?", height)
+    def shown(self, chain: ChainId, height: int) -> bytes | None:
+        """Return the certificate of an order or a block that a peer has shown, or None."""
+        rows = self._rows(
+            "SELECT data FROM certificate "
+            "JOIN chain ON chain.id = certificate.chain "
+            "WHERE chain.name = ? AND chain.incarnation = ? AND certificate.height = ?",
+            *(*chain, height),
+        )
         return rows[0][0] if rows else None
 
     def snapshot(self, kid: bytes, distributor: ChainId | None) -> Snapshot:

@@ -41,7 +41,7 @@ from meterd.authority.certificate import (
 )
 from meterd.authority.roster import OrderUnknownError, Roster, found
 from meterd.errors import BlockRejectedError, EncodingError, MeterdError
-from meterd.ledger.encoding import decode, encode, seal
+from meterd.ledger.encoding import decode, encode, key_id, seal
 from meterd.ledger.order import RosterChange
 from tests.authority.examples import (
     ELSEWHERE,
@@ -748,7 +748,8 @@ def test_two_votes_for_two_histories_convict_an_authority(
 ) -> None:
     evidence = votes_evidence(proof(low, LIAR), proof(high, LIAR), between)
     chain_id = leaf(low).chain
-    expected = Accused(LIAR, "authority", chain_id, low.height)
+    kid = key_id(public(f"{LIAR} votes"))
+    expected = Accused(LIAR, "authority", chain_id, low.height, kid)
     assert verify_evidence(evidence, ROSTER) == expected
 
 

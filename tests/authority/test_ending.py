@@ -111,7 +111,8 @@ def told(net: Net, case: Case) -> End:
     for name, block in case.votes.items():
         held.sort_vote(key_id(public(f"{name} votes")), Vote(leaf(block), 9, 1))
     for name in case.lied:
-        core.accused["authority", name] = Accused(name, "authority", (HOUSE, 1), 4)
+        kid = key_id(public(f"{name} votes"))
+        core.accused["authority", name] = Accused(name, "authority", (HOUSE, 1), 4, kid)
     return end_of(core, held)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import TYPE_CHECKING
 
 import pytest
 
 from meterd.authority import judging
-from meterd.authority.attestation import CLOSED, OPEN, Header, Leaf, make_batch
+from meterd.authority.attestation import CLOSED, Leaf
 from meterd.authority.certificate import seals_evidence
-from meterd.authority.effects import Received, Sealed
-from meterd.authority.ending import End, EndUnknownError, end_of
+from meterd.authority.effects import Received
 from meterd.authority.senders import PACED, Settings
-from meterd.authority.snapshot import NOTHING
 from meterd.ledger.encoding import seal
-from meterd.ledger.order import ForkResolve, Interval, Replace, RosterChange
+from meterd.ledger.order import Interval, Replace, RosterChange
 from tests import net as net_kit
 from tests.authority.examples import (
     GENESIS,
@@ -33,84 +30,25 @@ from tests.authority.examples import (
     public,
     sealed,
 )
-from tests.net import EAGER, FEEDER, REGULATOR, WALL_S, Member, Net
+from tests.authority.liar_kit import (
+    BLOCKS,
+    SEALED,
+    TWIN,
+    Liar,
+    end,
+    give,
+    in_force,
+    replaced,
+    resolved,
+    settled,
+    slip,
+)
+from tests.net import EAGER, FEEDER, REGULATOR, Net
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from meterd.ledger.block import Block
-    from meterd.ledger.order import Change
     from tests.net import Post
-
-BLOCKS = chain(6)
-SEALED = [sealed(each) for each in BLOCKS]
-TWIN = BLOCKS[3]._replace(fingerprint=bytes([9] * 32))
-
-
-class Liar:
-    """A voter whose hand is ours."""
-
-    def __init__(self, net: Net, name: str) -> None:
-        core = net.nodes.pop(name).gossip
-        self._net, self._name = net, name
-        last = core.sequences.get(core.kid, NOTHING)
-        self._number, self._previous = last.number, last.batch_hash
-
-    def votes(self, leaves: Iterable[Leaf], *to: str, closing: int = OPEN) -> None:
-        self._number += 1
-        header = Header(1, self._number, self._previous, WALL_S, closing)
-        voting = key(f"{self._name} votes")
-        batch, message = make_batch(header, list(leaves), voting, GENESIS.hash)
-        self._previous = batch.hash
-        self.says(message, *to)
-
-    def says(self, message: bytes, *to: str) -> None:
-        for name in to:
-            self._net.nodes[name].feed(Received(self._name, message))
-
-
-def resolved(base: Block) -> ForkResolve:
-    energy = tuple(each._replace(first_uj=each.last_uj) for each in base.energy)
-    keys = public(f"{HOUSE} seals, 2")
-    return ForkResolve(HOUSE, 1, base.height, base.hash, 2, keys, energy)
-
-
-def give(net: Net, change: Change) -> None:
-    """Let the distributor give an order, as the network now is."""
-    made = order(change, net.nodes[GRID].gossip.roster)
-    message = seal(made.encode(), key(f"{GRID} seals"), GENESIS.hash)
-    net.nodes[GRID].feed(Sealed(message))
-
-
-def end(net: Net, change: Change) -> None:
-    """Let the distributor end the house's chain, as it has to: the key is revoked before."""
-    give(net, REVOKE)
-    net.settle(6)
-    give(net, change)
-
-
-def slip(net: Net, *changes: Change) -> None:
-    """Let the distributor's key give orders by a program that asks for nothing before."""
-    roster = net.nodes[GRID].gossip.roster
-    for change in changes:
-        made = order(change, roster)
-        roster = roster.add(made)
-        message = seal(made.encode(), key(f"{GRID} seals"), GENESIS.hash)
-        for name, each in net.nodes.items():
-            if name != GRID:
-                each.feed(Received(GRID, message))
-
-
-def in_force(net: Net) -> set[int]:
-    return {each.gossip.roster.head.height for each in net.nodes.values()}
-
-
-def settled(pace: Settings = EAGER) -> Net:
-    net = Net(settings=pace)
-    net.settle(6)
-    net.seal(*SEALED[:3])
-    net.settle(3)
-    return net
 
 
 def test_of_a_frozen_chain_too_what_others_certify_is_fetched() -> None:
@@ -169,12 +107,6 @@ def test_a_history_that_lost_is_left_where_others_attest_the_other_before_its_bl
     assert in_force(net) == {2}
 
 
-def _replaced(base: Block) -> Replace:
-    energy = tuple(each._replace(first_uj=each.last_uj) for each in base.energy)
-    sealing = public(f"{HOUSE} seals, 2")
-    return Replace(HOUSE, 1, base.height, base.hash, 2, sealing, b"", 60_000, 230_000, 1, energy)
-
-
 def test_who_knows_more_of_a_chain_than_an_order_ends_follows_it_once_it_is_certified() -> None:
     """One alone has all votes on block 4 when the order to end the chain at 3 overtakes them."""
     net = settled()
@@ -196,7 +128,7 @@ def test_who_knows_more_of_a_chain_than_an_order_ends_follows_it_once_it_is_cert
     assert {name: each.certified() for name, each in net.nodes.items()}[FEEDER] == 4
     assert {each.certified() for name, each in net.nodes.items() if name != FEEDER} == {3}
     net.broker = lambda posts: posts
-    slip(net, _replaced(BLOCKS[2]))
+    slip(net, replaced(BLOCKS[2]))
     for _ in range(6):
         net.hop()
     net.queue += votes
@@ -216,7 +148,7 @@ def test_who_knows_more_of_a_chain_than_an_order_ends_follows_it_once_it_is_cert
 def test_an_order_may_end_a_chain_that_the_order_before_it_begins(pace: Settings) -> None:
     net = settled(pace)
     roster = net.nodes.pop(GRID).gossip.roster
-    first = order(_replaced(BLOCKS[2]), roster)
+    first = order(replaced(BLOCKS[2]), roster)
     begun = roster.add(first)
     opened = begun.enrolled((HOUSE, 2))
     sealing = public(f"{HOUSE} seals, 3")
@@ -260,13 +192,13 @@ def test_an_order_waits_for_its_base_and_no_longer(pace: Settings) -> None:
 
 def test_the_distributors_own_node_gives_no_order_that_ends_a_chain_where_it_may_not_end() -> None:
     net = settled()
-    give(net, _replaced(BLOCKS[2]))  # whose key is good yet
+    give(net, replaced(BLOCKS[2]))  # whose key is good yet
     net.settle(2)
     assert net.nodes[GRID].gossip.chains[GRID, 1].height == 0
     give(net, REVOKE)
     net.settle(6)
     for base in (BLOCKS[1], TWIN._replace(height=3)):
-        give(net, _replaced(base))
+        give(net, replaced(base))
         net.settle(2)
         assert net.nodes[GRID].gossip.chains[GRID, 1].height == 1
     refused = [told for told in net.nodes[GRID].told if told.event == "own_refused"]
@@ -276,7 +208,7 @@ def test_the_distributors_own_node_gives_no_order_that_ends_a_chain_where_it_may
         "block 3 of house-1 is certified, the order ends it at 2",
         "another block 3 of house-1 is held here",
     ]
-    give(net, _replaced(BLOCKS[2]))
+    give(net, replaced(BLOCKS[2]))
     net.settle(4)
     assert in_force(net) == {2}
 
@@ -407,64 +339,3 @@ def test_a_voter_that_an_order_removes_is_heard_until_it_has_closed(*, lies: boo
     give(net, Interval(900))
     net.settle()
     assert in_force(net) == {2}
-
-
-def test_one_that_lies_as_meter_and_voter_cannot_keep_its_chain_from_being_ended() -> None:
-    """It shows to one alone the vote that certifies its block 4; another holds its other 4."""
-    net = settled(PACED)
-    knows, holds, other = FEEDER, OTHER_HOUSE, REGULATOR
-    liar = Liar(net, HOUSE)
-    net.broker = lambda _: []
-    liar.says(SEALED[3], knows, holds)
-    liar.says(sealed(TWIN), other)
-    net.settle(1, 600)
-    votes = [message for topic, message in net.nodes[holds].sent if topic == "attest"]
-    net.nodes[knows].feed(Received(holds, votes[-1]))
-    face = copy(liar)
-    liar.votes([leaf(BLOCKS[3])], knows)
-    face.votes([leaf(TWIN)], holds, other, GRID)
-    for at in (0, 1):  # further than what it showed to the one: so that nobody asks there
-        face.votes([leaf(chain(at + 1, OTHER_HOUSE)[at])], holds, other, GRID)
-    assert {name: each.certified() for name, each in net.nodes.items()} == {
-        name: 4 if name == knows else 3 for name in (*VOTERS, GRID) if name != HOUSE
-    }
-    net.queue.clear()
-    net.broker = lambda posts: posts
-    net.settle(6)
-    chains = {name: each.gossip.chains[HOUSE, 1] for name, each in net.nodes.items()}
-    assert chains[other].head_hash == TWIN.hash
-    assert {held.certified for held in chains.values()} == {3, 4}
-    for name, each in net.nodes.items():
-        with pytest.raises(EndUnknownError, match="not revoked"):
-            end_of(each.gossip, chains[name])
-    give(net, REVOKE)
-    net.settle(40)
-    for name, each in net.nodes.items():
-        assert end_of(each.gossip, chains[name]) == End(4, BLOCKS[3].hash, elsewhere=False)
-    give(net, resolved(BLOCKS[3]))
-    net.settle(6)
-    assert in_force(net) == {2}
-    assert {held.head_hash for held in chains.values()} == {BLOCKS[3].hash}
-
-
-def test_who_comes_after_the_key_is_revoked_gets_what_was_certified_before() -> None:
-    net = settled()
-    late = net.nodes.pop(REGULATOR)
-    net.seal(*SEALED[3:5])
-    net.settle(6)
-    give(net, REVOKE)
-    net.settle(6)
-    net.nodes[HOUSE].sent.clear()
-    net.nodes[REGULATOR] = late
-    net.settle(12)
-    assert in_force(net) == {1}
-    assert late.certified() == 5
-    late.feed(Received(HOUSE, SEALED[5]))
-    assert late.gossip.chains[HOUSE, 1].height == 5
-    assert late.gossip.counts["ended"]
-    give(net, _replaced(BLOCKS[4]))
-    net.settle(6)
-    assert in_force(net) == {2}
-    new = net.nodes[REGULATOR] = Member(net, REGULATOR)
-    net.settle(12)
-    assert new.certified() == 5

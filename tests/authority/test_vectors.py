@@ -113,7 +113,7 @@ def test_evidence(case: Case) -> None:
     roster, held = known(case, case["orders"])
     assert held == len(case["orders"])
     try:
-        name, role, chain, height = verify_evidence(of(case, "bytes"), roster)
+        name, role, chain, height, _ = verify_evidence(of(case, "bytes"), roster)
         accused = [name, role, *chain, height]
     except MeterdError:
         accused = []
