@@ -98,6 +98,7 @@ class Plan:
         resolves: How many times the distributor looks for a chain with two histories, and ends it:
             it revokes its key, and the next time ends it, if its node can say where.
         replaces: How many times it does so with the chain of the first meter, whatever it is.
+        silent: Whether the liars say nothing any more, from some moment on.
         script: What happens besides, and when.
     """
 
@@ -132,6 +133,7 @@ class Plan:
     rekeys: int = 0
     resolves: int = 0
     replaces: int = 0
+    silent: bool = False
     script: tuple[Step, ...] = ()
 
 
@@ -181,4 +183,5 @@ def plan_of(seed: int) -> Plan:
         resolves=draw.choice((0, 6)) if forks else 0,
         rekeys=draw.choice((0, 0, 1, 2)) if changes else 0,
         replaces=draw.choice((0, 0, 0, 6)),
+        silent=bool(liars) and draw.random() < 0.25,
     )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TICK_MS = 100
+NEVER_MS = 10**9
 HEAL_MS = 120_000  # after healing all is certified within so long: a quarantine, and a minute
 REMEMBERED_MAX = 3000  # messages that the broker can play again
 DISTRIBUTOR = "grid-co"
@@ -234,6 +235,14 @@ class World:
         if node.gossip is not None:
             node.power = False
             node.crash(ms)
+
+    def silence(self) -> None:
+        """Let the liars go for good."""
+        for faces in self.faces.values():
+            for one in faces:
+                if one.gossip is not None:
+                    one.power = False
+                    one.crash(NEVER_MS)
 
     def image(self, name: str) -> None:
         """Copy a card."""
@@ -519,6 +528,7 @@ class World:
             (int(plan.sister) * 2, self.replay_foreign),
             (plan.resolves, self.resolve),
             (plan.replaces, self.replace_meter),
+            (int(plan.silent), self.silence),
         ):
             for _ in range(times):
                 self.later(draw.randint(500, length_ms), what)

@@ -96,7 +96,7 @@ def test_the_seeds_meet_all_that_can_go_wrong() -> None:
     assert {plan.voters for plan in plans} == {1, 2, 3, 4, 5, 7, 10}
     for name in ("liars", "forkers", "restored", "changes", "order_forks", "replays", "haunts",
                  "forgeries", "turns", "sister", "small", "late", "light", "slow",
-                 "removals", "resolves", "rekeys", "replaces"):  # fmt: skip
+                 "removals", "resolves", "rekeys", "replaces", "silent"):  # fmt: skip
         assert sum(bool(getattr(plan, name)) for plan in plans) >= 4, name
     beyond = [plan for plan in plans if len(plan.liars + plan.restored) > (plan.voters - 1) // 3]
     assert len(beyond) >= 4
