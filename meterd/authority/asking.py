@@ -14,6 +14,7 @@ from meterd.authority.effects import (
     Certify,
     Deliver,
     Load,
+    Send,
     SendBatches,
     SendCertificate,
     SendClosings,
@@ -35,10 +36,11 @@ from meterd.authority.messages import (
     HeadHeld,
     OwnBatch,
     Question,
+    blocks_message,
 )
 from meterd.authority.roster import ChainId
 from meterd.authority.snapshot import NOTHING
-from meterd.authority.witness import place_of
+from meterd.authority.witness import BRANCH_ASKED_MAX, place_of
 from meterd.ledger.encoding import digest, take_apart
 
 if TYPE_CHECKING:
@@ -126,6 +128,8 @@ class Asking:
                 if held is not None and 0 < question.first <= held.sealed_to:
                     last = min(question.last, held.sealed_to, question.first + BLOCKS_ASKED_MAX)
                     self._node.out.append(Load(chain_id, question.first, last, ("send", sender)))
+                if held is not None and held.branch:
+                    self._answer_branch(topic, held, question)
             case AskBatches():
                 last_known = self._node.sequences.get(question.kid, NOTHING).number
                 if 0 < question.first <= last_known:
@@ -155,6 +159,13 @@ class Asking:
                         last_one.batch_hash,
                     ),
                 )
+
+    def _answer_branch(self, topic: str, held: Held, question: AskBlocks) -> None:
+        """Answer with what is held of another history besides: who asks may lack that one."""
+        heights = range(question.first, question.last + 1)[:BRANCH_ASKED_MAX]
+        sealed = tuple(held.branch[height].sealed for height in heights if height in held.branch)
+        if sealed:
+            self._node.out.append(Send(topic, blocks_message(sealed)))
 
     def ask_head(self, asked: Asked) -> None:
         """Our meter has started: ask for its head, and tell it what it may have missed."""

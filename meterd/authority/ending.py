@@ -69,7 +69,7 @@ def end_of(node: Node, held: Held) -> End:
     revoked_by = node.roster.enrolled(held.chain_id).revoked_by
     if not revoked_by:
         raise EndUnknownError("its key is not revoked: it may go on")
-    ours, other = held.certified, 0
+    ours, elsewhere = held.certified, set[int]()
     for committee in node.roster.committees:
         heard = _heard(node, held, committee, revoked_by)
         heights, others, lacking = list[int](), Counter[int](), list[int]()
@@ -89,11 +89,12 @@ def end_of(node: Node, held: Held) -> End:
         needed -= len(lacking)
         heights.sort(reverse=True)
         ours = max((ours, *heights[needed - 1 : needed]))
-        other = max((other, *(height for height, count in others.items() if count >= needed)))
+        elsewhere.update(height for height, count in others.items() if count >= needed)
+    other = max(elsewhere, default=0)
     if other <= held.certified:
         return End(ours, held.hashes[ours], elsewhere=False)
     path = held.path_to(other, held.branch[other].block_hash)
-    if ours > path[-1] - 1:
+    if ours > path[-1] - 1 or not elsewhere.issubset(path):
         raise EndUnknownError(
             f"blocks {ours} and {other} of two histories may both be certified, for all that is"
             " known here"

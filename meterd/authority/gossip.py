@@ -164,6 +164,8 @@ class Gossip(Node):
         for chain_id, held in self.chains.items():
             if held.height > held.certified:
                 self.voting.dirty[chain_id] = None
+            for kid, vote in held.ahead.items():
+                self.asking.claim(held, self.voter_name(kid), vote.leaf.height)
 
     def step(self, event: Event, now: Now) -> list[Effect]:
         """Take an event; return what is to be done about it, in this order."""
@@ -287,7 +289,7 @@ class Gossip(Node):
         if not self.judging.take(sender, message, parts):
             kid = parts.kid
             said = open_said(message, lambda name: self.key_of(name, kid), self.roster.genesis)
-            if kid == self.key_coming(said.sender):
+            if kid in self.keys_coming(said.sender):
                 # Its order is not in force here: a reason to ask for what certifies it, no more.
                 if isinstance(said.body, Digest):
                     self.asking.claim_order(said.sender, said.body.order[0])
@@ -370,7 +372,7 @@ class Gossip(Node):
         elif purpose[0] == "seals":
             self.judging.runs.loaded(loaded.load, loaded.blocks)
         elif purpose[0] == "adopt":
-            self.judging.adopted(self.chains[loaded.load.chain], loaded.load.first, loaded.blocks)
+            self.judging.adopted(loaded.load, loaded.blocks)
 
     def _take_own_evidence(self, evidence: bytes) -> None:
         """Take evidence that was put together here, if it stands: it may be too long to."""
@@ -440,7 +442,7 @@ class Gossip(Node):
 
 
 def _who(accused: Accused) -> tuple[str, str]:
-    """Return by what an accused is known: an authority by its name, who seals by its chain."""
+    """Return by what an accused is known: an authority by its key, who seals by its chain."""
     if accused.role == "authority":
-        return accused.role, accused.name
+        return accused.role, f"{accused.name}/{accused.kid.hex()}"
     return accused.role, f"{accused.name}/{accused.chain[1]}"

@@ -165,14 +165,9 @@ class Judging:
 
     def _branch_off(self, held: Held, height: int, message: bytes) -> None:
         """Keep a block of another history, whose seal holds, until a quorum decides."""
-        payload = take_apart(message).payload
-        twin = Twin(message, digest(payload), previous_of(payload))
-        if height not in held.branch and len(held.branch) >= BRANCH_MAX:
-            last = max(held.branch)
-            if last < height:
-                return
-            del held.branch[last]  # the lower ones decide
-        held.branch[height] = twin
+        twin = self._keep_twin(held, height, message)
+        if twin is None:
+            return
         self._node.contested[held.chain_id] = None
         following = held.waiting.get(height + 1)
         if following is not None and height >= held.height:
@@ -180,6 +175,18 @@ class Judging:
             if previous_of(payload) == twin.block_hash:
                 del held.waiting[height + 1]
                 self._again(following)
+
+    @staticmethod
+    def _keep_twin(held: Held, height: int, message: bytes) -> Twin | None:
+        payload = take_apart(message).payload
+        twin = Twin(message, digest(payload), previous_of(payload))
+        if height not in held.branch and len(held.branch) >= BRANCH_MAX:
+            last = max(held.branch)
+            if last < height:
+                return None
+            del held.branch[last]  # the lower ones decide
+        held.branch[height] = twin
+        return twin
 
     def _open_order_any(self, message: bytes) -> Order:
         """Return the order in `message`, if any key of the distributor sealed it."""
@@ -326,7 +333,8 @@ class Judging:
         path = self._decided_elsewhere(held)
         if path:
             base = path[-1] - 1
-            self._node.out.append(Load(held.chain_id, base, base, ("adopt",)))
+            purpose = ("adopt", str(base))
+            self._node.out.append(Load(held.chain_id, max(base, 1), held.height, purpose))
 
     def _decided_elsewhere(self, held: Held) -> list[int]:
         """Return which blocks of the branch that we have seen are decided for, descending.
@@ -358,8 +366,14 @@ class Judging:
         path = held.path_to(best, held.branch[best].block_hash) if best else []
         return path if held.joins(path) else []
 
-    def adopted(self, held: Held, at: int, base: tuple[bytes, ...]) -> None:
-        """Put the branch in the place of our own blocks above `at`, where `base` is, if any."""
+    def adopted(self, load: Load, ours: tuple[bytes, ...]) -> None:
+        """Put the branch in the place of our own blocks, which become a branch themselves.
+
+        Args:
+            load: What was loaded for `adopt`.
+            ours: The block that the branch follows, if it is not the first, and those behind it.
+        """
+        held, at = self._node.chains[load.chain], int(load.purpose[1])
         path = self._decided_elsewhere(held)
         if not path or held.chain is None:
             return
@@ -368,8 +382,8 @@ class Judging:
             self._node.contested[held.chain_id] = None  # more is known since: once more
             return
         chain = roster.open_chain(held.chain_id)
-        if base:
-            chain = chain._replace(head=head_behind(chain, take_apart(base[0]).payload))
+        if at:
+            chain = chain._replace(head=head_behind(chain, take_apart(ours[0]).payload))
         blocks, epochs = [], []
         for height in range(first, best + 1):
             twin = held.branch.get(height)
@@ -387,6 +401,11 @@ class Judging:
         self._node.records.append(
             PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, CHECKS_ALL)
         )
+        gone = [
+            (height, sealed)
+            for height, sealed in enumerate(ours, start=load.first)
+            if first <= height <= held.sealed_to  # whose seal holds
+        ]
         held.chain = chain
         for height in [height for height in held.hashes if height >= first]:
             del held.hashes[height]
@@ -397,8 +416,10 @@ class Judging:
         held.lacking.clear()
         held.adoptions += 1
         for (height, block_hash, _), epoch in zip(blocks, epochs, strict=True):
+            held.branch.pop(height)
             held.grow(block_hash, epoch)
-            held.branch.pop(height, None)
+        for height, sealed in gone:
+            self._keep_twin(held, height, sealed)
         votes = [*held.votes.items(), *held.foreign.items(), *held.ahead.items()]
         held.votes, held.foreign, held.ahead = {}, {}, {}
         for kid, vote in sorted(votes, key=lambda item: item[1].number):

@@ -161,15 +161,15 @@ class Node:
                 meant = voter == name and kid in {b"", here}
                 if meant and not self.closed.get(committee.epoch, set()).issuperset(committee.kids):
                     return key
-        return self.latest().peer_key(name) if kid and kid == self.key_coming(name) else last
+        return self.keys_coming(name).get(kid, last)
 
-    def key_coming(self, name: str) -> bytes:
-        """Return the id of the key that orders give a node which are not in force here; or nothing.
+    def keys_coming(self, name: str) -> dict[bytes, bytes]:
+        """Return, by id, the keys that orders give a node which are not in force here.
 
         Others may have gone on, and it with them.
         """
-        key = self.latest().peer_key(name) if self.pending else b""
-        return key_id(key) if key and key not in self.voting_keys(name) else b""
+        named = {roster.peer_key(name) for roster in self.pending} - {b""}
+        return {key_id(key): key for key in named - self.voting_keys(name)} if named else {}
 
     def voting_keys(self, name: str) -> set[bytes]:
         """Return the voting keys that genesis and orders have named for a node."""

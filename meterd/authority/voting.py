@@ -557,6 +557,11 @@ class Voting:
             return None
         if self._node.kid in held.ahead or self._node.kid in held.foreign:
             return None  # we have attested what we do not hold: it has to be fetched first
+        distributor = self._node.roster.distributor
+        orders = self._node.hold(distributor) if distributor is not None else None
+        if orders and held is not orders and self._node.kid in orders.ahead:
+            self.dirty[held.chain_id] = None  # an order, too: it may have revoked the key
+            return None
         enrolled = self._node.latest().enrolled(held.chain_id)
         if enrolled.revoked or (enrolled.closed and height > enrolled.closed[0]):
             return None

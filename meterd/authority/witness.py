@@ -175,6 +175,9 @@ class Held:
             self.sealed_to += 1
         self.height += 1
         self.head_hash = self.hashes[self.height] = block_hash
+        twin = self.branch.get(self.height)
+        if twin is not None and twin.block_hash == block_hash:
+            del self.branch[self.height]  # it is ours now
         if epoch > (self.epochs[-1][1] if self.epochs else 1):
             self.epochs.append((self.height, epoch))
         self.hashes.pop(min(self.height - HASHES_KEPT, self.certified - 1), None)

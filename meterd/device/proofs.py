@@ -142,17 +142,29 @@ def certificate(
             made = _certificate(store, chain_id, height, votes, quorums[epoch], span_max=span_max)
             if made is not None:
                 return made
-    return _shown(store, chain_id, height)
+    orders = chain_id == roster.distributor
+    return _shown(store, chain_id, height, span_max=0 if orders else SPAN_MAX)
 
 
-def _shown(store: Store, chain_id: ChainId, height: int) -> tuple[bytes, Certificate] | None:
-    """Return an order or a block with the certificate that a peer has shown."""
+def _shown(
+    store: Store, chain_id: ChainId, height: int, *, span_max: int
+) -> tuple[bytes, Certificate] | None:
+    """Return an order or a block with the certificate that a peer has shown of it, or above it."""
     data = store.shown(chain_id, height)
-    sealed = [sealed for _, sealed in store.blocks(chain_id, height, height)]
-    if data is None or not sealed:
+    if data is None:
         return None
     shown = open_certificate(data)
-    return (sealed[0], shown) if shown.block_hash == store.hash_at(chain_id, height) else None
+    if shown.height - height > span_max:
+        return None
+    sealed = [message for _, message in store.blocks(chain_id, height, shown.height)]
+    here = store.hash_at(chain_id, height)
+    if len(sealed) != shown.height - height + 1:
+        return None
+    if shown.block_hash != store.hash_at(chain_id, shown.height):
+        return None
+    between = tuple(take_apart(message).payload for message in sealed[1:])
+    made = shown._replace(height=height, block_hash=here, above=between + shown.above)
+    return sealed[0], made
 
 
 def receipt(store: Store, chain_id: ChainId, height: int, roster: Roster) -> Receipt:

@@ -379,11 +379,12 @@ class Store:
         return bool(rows)
 
     def shown(self, chain: ChainId, height: int) -> bytes | None:
-        """Return the certificate of an order or a block that a peer has shown, or None."""
+        """Return the certificate that a peer has shown of an order or block, or the next above."""
         rows = self._rows(
             "SELECT data FROM certificate "
             "JOIN chain ON chain.id = certificate.chain "
-            "WHERE chain.name = ? AND chain.incarnation = ? AND certificate.height = ?",
+            "WHERE chain.name = ? AND chain.incarnation = ? AND certificate.height >= ? "
+            "ORDER BY certificate.height LIMIT 1",
             *(*chain, height),
         )
         return rows[0][0] if rows else None

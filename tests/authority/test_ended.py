@@ -9,10 +9,13 @@ import pytest
 
 from meterd.authority.attestation import CHECKS_ALL, Leaf
 from meterd.authority.certificate import seals_evidence, verify_receipt
-from meterd.authority.effects import Received, Tick
+from meterd.authority.effects import Received, Send, Tick
 from meterd.authority.ending import DISPUTED_MAX, End, EndUnknownError, end_of, open_to
+from meterd.authority.messages import AskBlocks
 from meterd.authority.senders import PACED
+from meterd.authority.witness import Twin, Vote
 from meterd.device import proofs
+from meterd.ledger.encoding import key_id
 from meterd.ledger.order import RosterChange
 from tests.authority.examples import (
     GENESIS,
@@ -24,6 +27,8 @@ from tests.authority.examples import (
     chain,
     leaf,
     node,
+    order,
+    public,
     sealed,
 )
 from tests.authority.liar_kit import (
@@ -36,6 +41,7 @@ from tests.authority.liar_kit import (
     replaced,
     resolved,
     settled,
+    slip,
 )
 from tests.net import FEEDER, REGULATOR, Member, Net
 
@@ -253,3 +259,66 @@ def test_a_certificate_that_was_shown_is_shown_on() -> None:
     assert late.certified() == 4
     receipt = proofs.receipt(late.store, (HOUSE, 1), 4, late.gossip.roster)
     assert verify_receipt(receipt, GENESIS).block == BLOCKS[3]
+
+
+def test_what_has_become_ours_is_no_other_history() -> None:
+    net = settled()
+    held = net.nodes[GRID].gossip.chains[HOUSE, 1]
+    for each in (BLOCKS[3], BLOCKS[4]._replace(fingerprint=bytes([9] * 32))):
+        held.branch[each.height] = Twin(sealed(each), each.hash, each.previous)
+    for message in SEALED[3:5]:
+        net.nodes[GRID].feed(Received(HOUSE, message))
+    assert (held.height, list(held.branch)) == (5, [5])
+
+
+def test_who_has_attested_an_order_that_is_not_here_attests_no_chain() -> None:
+    """Its card was put back: what it has attested since may have revoked the key."""
+    net = settled()
+    late = net.nodes[REGULATOR]
+    core = late.gossip
+    core.hold((GRID, 1)).ahead[core.kid] = Vote(leaf(order(REVOKE)), 9, 1)
+    net.seal(SEALED[3])
+    net.settle(3)
+    assert (core.chains[HOUSE, 1].height, core.chains[HOUSE, 1].certified) == (4, 4)
+    assert core.chains[HOUSE, 1].votes[core.kid].leaf.height == 3
+    core.hold((GRID, 1)).ahead.clear()
+    core.voting.mark((HOUSE, 1))
+    net.settle(3)
+    assert core.chains[HOUSE, 1].votes[core.kid].leaf.height == 4
+
+
+def test_a_key_that_any_order_names_which_waits_here_is_heard_of() -> None:
+    net = settled()
+    names = [f"{REGULATOR} votes, {number}" for number in (2, 3)]
+    others = [node(name) for name in VOTERS if name != REGULATOR] + [node(GRID, votes=0)]
+    net.broker = lambda _: []
+    slip(
+        net,
+        *(
+            RosterChange(epoch, (*others, node(REGULATOR, voting=name)))
+            for epoch, name in enumerate(names, start=2)
+        ),
+    )
+    core = net.nodes[FEEDER].gossip
+    assert (core.roster.head.height, len(core.pending)) == (0, 2)
+    for name in (f"{REGULATOR} votes", *names):
+        kid = key_id(public(name))
+        assert core.key_of(REGULATOR, kid) == public(name)
+        assert (kid in core.keys_coming(REGULATOR)) == (name in names)
+
+
+def test_blocks_that_another_history_has_driven_out_are_given_to_who_asks() -> None:
+    net = settled()
+    core = net.nodes[FEEDER].gossip
+    held = core.chains[HOUSE, 1]
+    net.broker = lambda _: []
+    for message in SEALED[3:6]:
+        net.nodes[FEEDER].feed(Received(HOUSE, message))
+    net.nodes[FEEDER].feed(Received(HOUSE, sealed(TWIN)))
+    held.shown = (4, TWIN.hash, 1)
+    core.contested[HOUSE, 1] = None
+    net.nodes[FEEDER].feed(Tick())
+    assert (held.height, held.head_hash, sorted(held.branch)) == (4, TWIN.hash, [5, 6])
+    core.asking.answer(REGULATOR, AskBlocks(HOUSE, 1, 5, 6))
+    sent = [effect for effect in net.nodes[FEEDER].feed(Tick()) if isinstance(effect, Send)]
+    assert [each for each in sent if all(one in each.message for one in SEALED[4:6])]

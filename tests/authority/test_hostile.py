@@ -166,7 +166,7 @@ def test_each_authority_that_lies_is_accused() -> None:
             batch, message = make_batch(header, [what], voting, GENESIS.hash)
             previous = batch.hash
             node.feed(Received(liar, message))
-    assert sorted(node.gossip.accused) == sorted(("authority", liar) for liar in liars)
+    assert sorted(one.name for one in node.gossip.accused.values()) == sorted(liars)
     assert len(node.gossip.evidence) == len(liars)
 
 
