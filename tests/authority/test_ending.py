@@ -92,6 +92,11 @@ CASES = [
         id="either, as one is not heard",
     ),
     pytest.param(
+        Case({A: other[4], L: other[4], B: TWINS[5], C: TWINS[5]}, "ABCL",
+             "6 of two histories", (OTHER_FOUR, TWINS[5])),
+        id="either of two that part at different heights",
+    ),
+    pytest.param(
         Case({A: other[4], C: ours[3]}, "ABCL", at(3), (OTHER_FOUR,)),
         id="neither, as all are heard",
     ),
