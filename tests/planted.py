@@ -336,7 +336,7 @@ BUGS: dict[str, Bug] = {
             Edit(
                 ending,
                 "end_of",
-                "ours, other = held.certified, 0",
+                "ours, elsewhere = held.certified, set[int]()",
                 "return End(held.certified, held.hashes[held.certified], elsewhere=False)",
                 (simulator, judging),
             ),
