@@ -343,7 +343,8 @@ class Asking:
     def ask_disputes(self) -> None:
         """Ask somebody what is certified of chains of which nothing more will be attested.
 
-        The votes may have been shown to some alone.
+        The votes may have been shown to some alone; or they are on blocks of another history that
+        nobody has for his own any more.
         """
         disputed = [chain_id for chain_id in self._node.roster.chains if self._disputed(chain_id)]
         peers = sorted(name for name in self._node.heard if name in self._node.roster.nodes)
@@ -351,6 +352,9 @@ class Asking:
             peer, first = peers[self._node.jitter(len(peers))], self._node.jitter(len(disputed))
             for chain_id in (disputed[first:] + disputed[:first])[:DISPUTES_ASKED_MAX]:
                 self.ask_disputed(peer, chain_id)
+                held = self._node.chains[chain_id]
+                for vote in held.foreign.values():
+                    self.ask_branch(peer, held, vote.leaf.height, vote.leaf.block_hash)
 
     def ask_disputed(self, peer: str, chain_id: ChainId) -> None:
         """Ask a peer for what certifies the next block of a chain, if it is disputed."""

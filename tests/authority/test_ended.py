@@ -322,3 +322,18 @@ def test_blocks_that_another_history_has_driven_out_are_given_to_who_asks() -> N
     core.asking.answer(REGULATOR, AskBlocks(HOUSE, 1, 5, 6))
     sent = [effect for effect in net.nodes[FEEDER].feed(Tick()) if isinstance(effect, Send)]
     assert [each for each in sent if all(one in each.message for one in SEALED[4:6])]
+
+
+def test_a_block_that_is_in_nobodys_own_history_any_more_is_asked_for_all_the_same() -> None:
+    net = settled(PACED)
+    liar, late = Liar(net, HOUSE), net.nodes[REGULATOR]
+    net.broker = lambda _: []
+    for each in net.nodes.values():
+        each.feed(Received(HOUSE, SEALED[3]))
+    net.nodes[FEEDER].feed(Received(HOUSE, sealed(TWIN)))
+    net.broker = lambda posts: posts
+    net.settle(3)
+    assert not late.gossip.chains[HOUSE, 1].branch
+    liar.votes([leaf(TWIN)], REGULATOR)
+    net.settle(20)
+    assert [twin.block_hash for twin in late.gossip.chains[HOUSE, 1].branch.values()] == [TWIN.hash]
