@@ -444,13 +444,18 @@ def test_a_chain_does_not_end_before_what_is_certified(
     ctl: Ctl, grid: Path, tmp_path: Path
 ) -> None:
     file = enrolment(tmp_path, HOUSE, again=", 2")
+    said = ctl("order", "replace", file, "--final", 4, "--state", grid, "--yes")
+    assert said.status == 78
+    assert "the key of house-1 (1) is not revoked" in said.err
+    assert not (grid / "signed").exists()
+    revoke(ctl, grid, HOUSE)
     said = ctl("order", "replace", file, "--final", 3, "--state", grid, "--yes")
     assert said.status == 78
     assert "block 4 of house-1 is certified, it cannot end at 3" in said.err
     said = ctl("order", "replace", file, "--final", 5, "--state", grid, "--yes")
     assert said.status == 78
     assert "block 5 of house-1 (1) is not held here: the last is 4" in said.err
-    assert not (grid / "signed").exists()
+    assert [path.name for path in (grid / "signed").iterdir()] == ["order-000000000001"]
 
 
 def test_a_chain_ends_where_nobody_can_know_more_of_it(

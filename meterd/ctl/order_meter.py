@@ -310,9 +310,18 @@ def _end(
     """Return height and hash of the block that a chain ends with, and its last registers.
 
     Raises:
-        ConfigError: It is not certain, or not held here.
+        AbsentError: The peer process, which knows, is not running.
+        ConfigError: The key is not revoked, or it is not certain, or not held here.
     """
     chain_id = (chain.name, chain.incarnation)
+    known = desk.node.core.roster.chains.get(chain_id)
+    if known is None or not known.revoked:
+        raise ConfigError(
+            f"the key of {chain.name} ({chain.incarnation}) is not revoked, and more of its chain"
+            " may be certified meanwhile",
+            hint=f"`meterctl order revoke --meter {chain.name} --reason …` first; this once"
+            " `meterctl order list` shows it in force",
+        )
     height = _last(desk, chain) if final is None else final
     if height == 0:
         return 0, chain.opened[1], _registers(given) or chain.registers
@@ -336,13 +345,6 @@ def _last(desk: Desk, chain: Enrolled) -> int:
         ConfigError: It is not certain yet.
     """
     named, chain_id = f"{chain.name} ({chain.incarnation})", (chain.name, chain.incarnation)
-    known = desk.node.core.roster.chains.get(chain_id)
-    if known is None or not known.revoked:
-        raise ConfigError(
-            f"the key of {named} is not revoked, and more of its chain may be certified meanwhile",
-            hint=f"`meterctl order revoke --meter {chain.name} --reason …` first; this once"
-            " `meterctl order list` shows it in force",
-        )
     shown = desk.node.shown
     if shown is None or shown.stale:
         raise AbsentError(
