@@ -158,7 +158,7 @@ def _shown(
         return None
     sealed = [message for _, message in store.blocks(chain_id, height, shown.height)]
     here = store.hash_at(chain_id, height)
-    if len(sealed) != shown.height - height + 1:
+    if len(sealed) != shown.height - height + 1 or store.unsealed(chain_id, height):
         return None
     if shown.block_hash != store.hash_at(chain_id, shown.height):
         return None
