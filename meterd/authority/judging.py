@@ -375,7 +375,7 @@ class Judging:
         """
         held, at = self._node.chains[load.chain], int(load.purpose[1])
         path = self._decided_elsewhere(held)
-        if not path or held.chain is None:
+        if not path or held.chain is None or (at and not ours):
             return
         best, first, roster = path[0], path[-1], self._node.roster
         if first != at + 1:
