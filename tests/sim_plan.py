@@ -14,6 +14,8 @@ from tests.sim_oracle import faults
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DISTRIBUTOR = "grid-co"
+
 # Bounds so small that a short run meets them; nothing but effort may depend on their size.
 SMALL: tuple[tuple[Any, str, int], ...] = (
     (witness, "HASHES_KEPT", 6),

@@ -22,32 +22,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nacl.signing import VerifyKey
 
 from meterd.authority.attestation import prove
-from meterd.authority.certificate import (
-    open_receipt,
-    seals_evidence,
-    verify_receipt,
-    votes_evidence,
-)
+from meterd.authority.certificate import seals_evidence, votes_evidence
 from meterd.authority.effects import Received, Sealed, Tick
 from meterd.authority.ending import EndUnknownError, end_of
-from meterd.device import proofs
-from meterd.errors import AbsentError, BlockRejectedError
 from meterd.ledger.account import Genesis, Meter, Node
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import digest, seal, take_apart
 from meterd.ledger.order import Change, ForkResolve, Interval, Order, Revoke, RosterChange, spell
-from tests.sim_nodes import GAP, START_S, LightMeter, SimMeter, SimNode, key_of, true_uj
-from tests.sim_oracle import Oracle, Refuted
-from tests.sim_plan import Plan, bounded, plan_of
+from tests.sim_end import HEAL_MS, all_certified, judge
+from tests.sim_nodes import START_S, LightMeter, SimMeter, SimNode, key_of
+from tests.sim_oracle import Oracle
+from tests.sim_plan import DISTRIBUTOR, Plan, bounded, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 TICK_MS = 100
 NEVER_MS = 10**9
-HEAL_MS = 120_000  # after healing all is certified within so long: a quarantine, and a minute
 REMEMBERED_MAX = 3000  # messages that the broker can play again
-DISTRIBUTOR = "grid-co"
 
 
 def _remember_signatures() -> None:
@@ -495,8 +487,8 @@ class World:
             self._heal()
             self.play(length_ms + 3000)
             self.ended = True
-            self.play(length_ms + 3000 + HEAL_MS, until=self._all_certified)
-            self._judge()
+            self.play(length_ms + 3000 + HEAL_MS, until=lambda: all_certified(self))
+            judge(self)
 
     def start(self) -> None:
         """Start everybody."""
@@ -588,135 +580,6 @@ class World:
         for node in self.nodes.values():
             node.crash_at = None
             node.offset_s, node.synchronised = 0, True
-
-    # --- the end ------------------------------------------------------------------------------
-
-    def _honest_chains(self) -> list[tuple[str, list[bytes]]]:
-        meters = [
-            (meter.name, meter.sealed)
-            for meter in self.meters.values()
-            if not meter.forks
-            and not self.oracle.proven.enrolled((meter.name, 1)).revoked
-            and not self.nodes[meter.name].lies
-            and meter.name not in self.oracle.convicted  # its card was put back, it sealed anew
-        ]
-        return meters + [(light.name, light.sealed) for light in self.light]
-
-    def _all_certified(self) -> bool:
-        proven = self.oracle.proven
-        there = [one for name, one in self.nodes.items() if one.honest and name in proven.nodes]
-        gone = [one for name, one in self.nodes.items() if one.honest and name not in proven.nodes]
-        for node in gone:  # whom an order removed has to hear of it
-            if node.gossip is None or node.name in node.gossip.roster.nodes:
-                return False
-        if not self.plan.liars and not self.plan.restored and not self.plan.changes:
-            for name in self.meters:
-                heights = {one.certified(name) for one in there if one.gossip is not None}
-                if len(heights) > 1:
-                    return False
-        # Each order that its giver did not lose in a crash.
-        given = max(one.height_of((DISTRIBUTOR, 1)) for one in there)
-        for node in there:
-            height = node.gossip.roster.head.height if node.gossip is not None else -1
-            if height < (proven.head.height if self.plan.order_forks else given):
-                return False
-        for name, sealed in self._honest_chains():
-            for node in there:
-                if node.gossip is None:
-                    return False
-                held = node.gossip.chains.get((name, 1))
-                if sealed and (held is None or held.certified < len(sealed) or not held.sealed):
-                    return False
-            if name in self.meters and not self.meters[name].may_seal:
-                return False
-        return True
-
-    def _judge(self) -> None:
-        for node in self.nodes.values():
-            if node.honest and node.gossip is not None and node.gossip.counts.get("misjudged"):
-                raise Refuted(f"{node.name} met a mistake of its own")
-        self.counts["blocks"] = sum(len(sealed) for _, sealed in self._honest_chains())
-        if not self.oracle.within:
-            self.counts["beyond"] += 1
-            return
-        if not self._all_certified() and not self.plan.order_forks:
-            raise Refuted(f"not all is certified {HEAL_MS} ms after healing: {self._state()}")
-        for name, sealed in self._honest_chains():
-            self._judge_energy(name, sealed)
-        self._judge_ends()
-
-    def _judge_ends(self) -> None:
-        """Check that no order has ended a chain below what is certified, or in another history."""
-        for (name, incarnation), enrolled in self.oracle.proven.chains.items():
-            if enrolled.closed is None:
-                continue
-            self.counts["ended"] += 1
-            height, base = enrolled.closed
-            for place, hashes in self.oracle.certified.items():
-                ended = place[:2] == (name, incarnation)
-                if ended and (place[2] > height or (place[2] == height and base not in hashes)):
-                    raise Refuted(f"block {place[2]} of {name} is certified, it ends at {height}")
-
-    def judge_receipts(self) -> None:
-        """Check that honest nodes can show to a stranger what they hold as certified.
-
-        Raises:
-            Refuted: One cannot.
-        """
-        if not self.oracle.within:
-            return
-        draw = self.random
-        honest = [node for node in self.nodes.values() if node.honest and node.gossip is not None]
-        for node in draw.sample(honest, min(2, len(honest))):
-            core = node.gossip
-            assert core is not None
-            for (name, incarnation), held in core.chains.items():
-                if name not in self.meters or not held.certified:
-                    continue
-                height = draw.randint(1, held.certified)
-                try:
-                    receipt = proofs.receipt(node.store, (name, incarnation), height, core.roster)
-                    opened = open_receipt(receipt.encode())
-                    verify_receipt(opened, self.genesis)
-                except (AbsentError, BlockRejectedError) as error:
-                    raise Refuted(f"{node.name}: receipt of {name}/{height}: {error}") from error
-
-    def _state(self) -> str:
-        heights = {name: len(sealed) for name, sealed in self._honest_chains()}
-        waiting = [meter.name for meter in self.meters.values() if not meter.may_seal]
-        lines = [f"sealed {heights}, liars {sorted(self.oracle.liars)}, may not seal {waiting}"]
-        for node in self.nodes.values():
-            if node.gossip is None:
-                lines.append(f"{node.name} is down")
-                continue
-            chains = {
-                chain[0]: (held.height, held.certified, held.frozen)
-                for chain, held in node.gossip.chains.items()
-            }
-            core = node.gossip
-            lines.append(
-                f"{node.name} honest={node.honest} booted={core.booted} epoch={core.epoch} {chains}"
-            )
-        return "\n".join(lines)
-
-    def _judge_energy(self, name: str, sealed: list[bytes]) -> None:
-        """Check that what is certified is what flowed, but for what is declared as not measured."""
-        before_uj, before_s = 0, 0
-        for height, message in enumerate(sealed, start=1):
-            payload = take_apart(message).payload
-            block = decode_block(payload)
-            here = f"block {height} of {name}"
-            if digest(payload) not in self.oracle.certified.get((name, 1, height), ()):
-                if self.plan.order_forks:
-                    continue
-                raise Refuted(f"{here} is not the certified one")
-            flowed = sum(true_uj(name, second) for second in range(block.start_s, block.end_s))
-            counted = block.energy[0].last_uj - block.energy[0].first_uj
-            if block.energy[0].first_uj != before_uj or (height > 1 and block.start_s != before_s):
-                raise Refuted(f"{here} does not go on where the one before ended")
-            if counted != (0 if block.flags & GAP else flowed):
-                raise Refuted(f"{here} counts {counted} uJ, {flowed} flowed")
-            before_uj, before_s = block.energy[0].last_uj, block.end_s
 
 
 def _node(name: str, *, votes: int, role: str = "meter") -> Node:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 
 from tests.planted import BUGS, Bug, planted
+from tests.sim_end import judge_receipts
 from tests.sim_oracle import Refuted
 from tests.sim_plan import Plan, plan_of
 from tests.simulator import World, play
@@ -145,7 +146,7 @@ def test_every_claim_holds_with_many_meters(plan: Plan) -> None:
     [1, 4, 6, 7, 8, 13, 21],
 )
 def test_what_is_certified_can_be_shown_to_a_stranger(seed: int) -> None:
-    play(plan_of(seed)).judge_receipts()
+    judge_receipts(play(plan_of(seed)))
 
 
 @pytest.mark.parametrize("bug", [pytest.param(bug, id=name) for name, bug in BUGS.items()])
