@@ -39,4 +39,4 @@ def tell(what: str, figure: str, aim: str = "", *, met: bool | None = None) -> N
     """Print one line: a figure, and whether it meets its aim."""
     verdict = "" if met is None else ("   met" if met else "   MISSED")
     against = f"   aim: {aim}" if aim else ""
-    print(f"{what:<52} {figure:>18}{against}{verdict}", flush=True)
+    print(f"{what:<60} {figure:>18}{against}{verdict}", flush=True)
