@@ -123,8 +123,13 @@ class Store:
             self._db = sqlite3.connect(
                 path, isolation_level=None, timeout=BUSY_S, check_same_thread=False
             )
-            self._begin(node)
-        self._chains = self._known_chains()
+        try:
+            with _refusing(path):
+                self._begin(node)
+            self._chains = self._known_chains()
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, node: str) -> None:
         run = self._db.execute
@@ -309,14 +314,14 @@ class Store:
         self, chain_id: ChainId, first: int, last: int, *, bytes_max: int = 1 << 40
     ) -> Iterator[tuple[int, bytes]]:
         """Yield (height, sealed) of blocks, ascending, up to `bytes_max`, but the first anyway."""
-        with _refusing(self._path), closing(self._db.cursor()) as cursor:
-            cursor.execute(
+        with _refusing(self._path):
+            found = self._db.execute(
                 "SELECT height, sealed FROM block WHERE chain = ? AND height BETWEEN ? AND ? "
                 "ORDER BY height",
                 (self._chains.get(chain_id, 0), first, last),
             )
             room = bytes_max
-            for height, sealed in cursor:
+            for height, sealed in found:
                 room -= len(sealed) + 3
                 if room < 0 and height > first:
                     return
@@ -515,14 +520,21 @@ def open_store(
         DeniedError: It may not be written.
         StorageError: The card is full or failed.
     """
-    try:
+
+    def begun() -> tuple[Store, T]:
         store = Store(str(path), genesis=genesis, node=node)
-        return store, use(store), ""
+        try:
+            return store, use(store)
+        except BaseException:
+            store.close()
+            raise
+
+    try:
+        return *begun(), ""
     except UNREADABLE as error:
         names = (path.with_suffix(f".damaged-{number}") for number in range(1, 1000))
         aside = next(name for name in names if not name.exists())
         path.rename(aside)
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
-        store = Store(str(path), genesis=genesis, node=node)
-        return store, use(store), f"{error}; put aside as {aside.name}"
+        return *begun(), f"{error}; put aside as {aside.name}"
