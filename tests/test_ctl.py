@@ -326,6 +326,7 @@ INTERRUPTED = """
 import os, signal, sys
 from meterd.ctl import main
 from meterd.device import archive
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts `make test &` without it
 def verify_seals(task):
     os.killpg(0, signal.SIGINT)
     return judged(task)
@@ -855,6 +856,7 @@ def daemon(copy: Path) -> Iterator[Daemon]:
     thread.join()
     with contextlib.suppress(asyncio.CancelledError):
         loop.run_until_complete(task)
+    loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 
 
