@@ -41,7 +41,8 @@ from meterd.authority.messages import (
 from meterd.authority.roster import ChainId
 from meterd.authority.snapshot import NOTHING
 from meterd.authority.witness import BRANCH_ASKED_MAX, place_of
-from meterd.ledger.encoding import digest, take_apart
+from meterd.ledger.block import BLOCK_BYTES_MAX
+from meterd.ledger.encoding import MESSAGE_BYTES_MAX, digest, take_apart
 
 if TYPE_CHECKING:
     from meterd.authority.node import Node
@@ -55,22 +56,26 @@ ANSWER_MS = 2000  # after that another peer is asked
 CLAIMS_MAX = 16  # peers per chain whose word of its height is remembered
 EVIDENCE_SHOWN_MAX = 64  # ids in a digest
 BLOCK_COST = 500  # bytes, about
+BLOCK_COST_MIN = 2 * BLOCK_BYTES_MAX  # one that is as long as can be, and its twin
 ANSWER_COST_MAX = 48_000  # of blocks, in one message
 BATCH_COST = 4_000  # each is a message, and there is room for a thousand on their way
 CERTIFICATE_COST = 1_000_000  # all votes above a block are looked through: some 30 ms, of a year
 OTHER_COST = 20_000  # a signature
+BESIDE_MS = 30_000  # so often a voter's other batch of one number is asked for
+BESIDE_MAX = 256  # questions for such that are remembered
 
 
 def cost_of(question: Question) -> int:
     """Return how many bytes the answer makes at most, or as how many its work is worth."""
     if isinstance(question, AskBlocks):
-        return min(BLOCK_COST * max(question.last - question.first + 1, 1), ANSWER_COST_MAX)
+        blocks = question.last - question.first + 1
+        return min(max(BLOCK_COST * blocks, BLOCK_COST_MIN), ANSWER_COST_MAX)
     if isinstance(question, AskBatches):
         batches = min(max(question.last - question.first + 1, 1), BATCHES_ASKED_MAX)
         return BATCH_COST * batches
     if isinstance(question, AskCertificate):
         return CERTIFICATE_COST
-    return OTHER_COST
+    return MESSAGE_BYTES_MAX if isinstance(question, AskEvidence) else OTHER_COST
 
 
 class Asking:
@@ -96,6 +101,7 @@ class Asking:
         self._digest_at = 0
         self._meter_height: int | None = None
         self._heads_asked: dict[bytes, set[str]] = {}
+        self._beside_asked: dict[tuple[bytes, bytes], int] = {}
 
     def take_head(self, sender: str, body: HeadHeld, message: bytes) -> None:
         """Hand the answer to our meter, and fetch what it tells of.
@@ -136,12 +142,13 @@ class Asking:
                     last = min(question.last, last_known, question.first + BATCHES_ASKED_MAX)
                     self._node.out.append(SendBatches(sender, question.kid, question.first, last))
             case AskEvidence():
-                if question.evidence in self._node.evidence:
+                if question.evidence in self._shown_evidence():
                     self._node.out.append(SendEvidence(sender, question.evidence))
             case AskCertificate():
                 chain_id, height = (question.name, question.incarnation), question.height
                 held = self._node.chains.get(chain_id)
-                if held is not None and 0 < height <= held.certified:
+                if held is not None and height and held.certified:
+                    height = min(height, held.certified)
                     self._node.out.append(SendCertificate(sender, chain_id, height, held.certified))
             case AskClosings():
                 if 0 < question.epoch <= len(self._node.roster.committees):
@@ -217,17 +224,32 @@ class Asking:
                 here = held.hashes.get(height)
                 if here is not None and here != block_hash:
                     self.ask_branch(sender, held, height, block_hash)
-        for kid, number, batch_hash in body.batches:
+        for kid, number, _ in body.batches:
             last = self._node.sequences.get(kid, NOTHING)
-            if number > last.number:
-                if self._node.voter_name(kid):
-                    self.claim_batches(kid, sender, number)
-            elif number == last.number and batch_hash != last.batch_hash:
-                self.ask(sender, AskBatches(kid, number, number))
+            if number > last.number and self._node.voter_name(kid):
+                self.claim_batches(kid, sender, number)
+        self._ask_beside(sender, body)
         for evidence_id in body.evidence:
-            if evidence_id not in self._node.evidence and len(self.evidence_claimed) < HEADS_MAX:
+            known = evidence_id in self._node.evidence or evidence_id in self._node.redundant
+            if not known and len(self.evidence_claimed) < HEADS_MAX:
                 self.evidence_claimed[evidence_id] = sender
         self.ask_all()
+
+    def _ask_beside(self, sender: str, body: Digest) -> None:
+        """Ask for batches of which a peer holds another one of the same number than we."""
+        questions, now_ms = list[Question](), self._node.now.mono_ms
+        for kid, number, batch_hash in body.batches:
+            last, place = self._node.sequences.get(kid, NOTHING), (kid, batch_hash)
+            if not 0 < number == last.number or batch_hash == last.batch_hash:
+                continue
+            if now_ms - self._beside_asked.get(place, -BESIDE_MS) >= BESIDE_MS:
+                self._beside_asked.pop(place, None)
+                self._beside_asked[place] = now_ms
+                questions.append(AskBatches(kid, number, number))
+        while len(self._beside_asked) > BESIDE_MAX:
+            del self._beside_asked[next(iter(self._beside_asked))]
+        if questions:
+            self.ask(sender, *questions[:ASKED_MAX])
 
     def ask(self, peer: str, *questions: Question) -> None:
         """Ask a peer."""
@@ -346,23 +368,33 @@ class Asking:
         The votes may have been shown to some alone; or they are on blocks of another history that
         nobody has for his own any more.
         """
-        disputed = [chain_id for chain_id in self._node.roster.chains if self._disputed(chain_id)]
+        disputed = [chain_id for chain_id in self._node.roster.chains if self.disputed(chain_id)]
         peers = sorted(name for name in self._node.heard if name in self._node.roster.nodes)
         if disputed and peers:
             peer, first = peers[self._node.jitter(len(peers))], self._node.jitter(len(disputed))
             for chain_id in (disputed[first:] + disputed[:first])[:DISPUTES_ASKED_MAX]:
                 self.ask_disputed(peer, chain_id)
                 held = self._node.chains[chain_id]
-                for vote in held.foreign.values():
+                votes = list(held.foreign.values())  # a liar's may be on what is nowhere
+                at = self._node.jitter(len(votes)) if votes else 0
+                for vote in votes[at:] + votes[:at]:
                     self.ask_branch(peer, held, vote.leaf.height, vote.leaf.block_hash)
 
     def ask_disputed(self, peer: str, chain_id: ChainId) -> None:
-        """Ask a peer for what certifies the next block of a chain, if it is disputed."""
-        if self._disputed(chain_id):
-            held = self._node.chains[chain_id]
-            self.ask(peer, AskCertificate(*chain_id, held.certified + 1))
+        """Ask a peer for what certifies our head of a chain, or the next block, if it is disputed.
 
-    def _disputed(self, chain_id: ChainId) -> bool:
+        The head's certifies all of it at once; but the head may be of one history, and what is
+        certified of another.
+        """
+        if self.disputed(chain_id):
+            held = self._node.chains[chain_id]
+            height = held.certified + 1
+            if held.height > height and self._node.jitter(2):
+                height = held.height
+            self.ask(peer, AskCertificate(*chain_id, height))
+
+    def disputed(self, chain_id: ChainId) -> bool:
+        """Say whether nothing more is attested of a chain, or another history of it is held."""
         held, enrolled = self._node.chains.get(chain_id), self._node.roster.enrolled(chain_id)
         if held is None or held.chain is None or enrolled.closed:
             return False
@@ -446,5 +478,13 @@ class Asking:
         order = (self._node.roster.head.height, self._node.roster.head.order_hash)
         self._node.say(
             "digest",
-            Digest(order, heads, batches, tuple(self._node.evidence)[-EVIDENCE_SHOWN_MAX:]),
+            Digest(order, heads, batches, self._shown_evidence()[-EVIDENCE_SHOWN_MAX:]),
+        )
+
+    def _shown_evidence(self) -> tuple[bytes, ...]:
+        """Return ids of the evidence that a message has room for; others put theirs together."""
+        return tuple(
+            evidence_id
+            for evidence_id, evidence in self._node.evidence.items()
+            if len(evidence) <= MESSAGE_BYTES_MAX
         )

@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 
     from meterd.ledger.account import Genesis
 
+REDUNDANT_MAX = 1024  # ids that are not asked for again
+REFUSAL_MS = 60_000  # a peer's refusals of our blocks are told so often
 COUNTERS_MS = 10_000  # a card is written so often at most for them; a replayed hint does no harm
 
 
@@ -119,6 +121,7 @@ class Gossip(Node):
         self._counters_dirty = False
         self._counters_ms = 0
         self._senders: dict[str, Sender] = {}
+        self._refusals_ms: dict[str, int] = {}
         self._digest_ms = 0
         self._head = b""
         self._restore(snapshot)
@@ -336,14 +339,18 @@ class Gossip(Node):
             case HeadHeld():
                 self.asking.take_head(said.sender, said.body, message)
             case Refusal():
-                if said.body.name == self.name:
-                    self.tell(
-                        1,
-                        "own_block_refused",
-                        by=said.sender,
-                        height=said.body.height,
-                        reason=said.body.reason,
-                    )
+                self._take_refusal(said.sender, said.body)
+
+    def _take_refusal(self, sender: str, body: Refusal) -> None:
+        """Tell people that a peer refuses a block of this device's; not of each, if it goes on."""
+        if body.name != self.name:
+            return
+        self.count("own_refused")
+        told_ms = self._refusals_ms.get(sender)
+        if told_ms is None or self.now.mono_ms - told_ms >= REFUSAL_MS:
+            self._refusals_ms[sender] = self.now.mono_ms
+            reason, height = body.reason, body.height
+            self.tell(1, "own_block_refused", by=sender, height=height, reason=reason)
 
     def _answer(self, sender: str, fetch: Fetch) -> None:
         budget = self._sender(sender)
@@ -386,11 +393,15 @@ class Gossip(Node):
         if evidence_id in self.evidence:
             return
         accused = verify_evidence(evidence, self.roster)
-        if _who(accused) in self.accused:
-            return  # one proof is enough
+        if _who(accused) in self.accused:  # one proof is enough
+            self.redundant[evidence_id] = None
+            while len(self.redundant) > REDUNDANT_MAX:
+                del self.redundant[next(iter(self.redundant))]
+            return
         self._convict(evidence, accused)
         self.records.append(PutEvidence(evidence_id, evidence))
-        self.out.append(Send("evidence", evidence))
+        if len(evidence) <= MESSAGE_BYTES_MAX:
+            self.out.append(Send("evidence", evidence))
         self.tell(
             2,
             "two_histories",

@@ -16,7 +16,13 @@ from meterd.authority.ending import EndUnknownError, end_of, open_to
 from meterd.authority.messages import Refusal
 from meterd.authority.roster import OrderUnknownError
 from meterd.authority.runs import Runs
-from meterd.authority.witness import BlockEarlyError, Twin, judge_block, previous_of
+from meterd.authority.witness import (
+    BlockEarlyError,
+    ChainEndedError,
+    Twin,
+    judge_block,
+    previous_of,
+)
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.block import BLOCK_CONTEXT, decode_block
 from meterd.ledger.chain import head_behind
@@ -37,6 +43,7 @@ WAITING_MAX = 32  # blocks of one chain that wait for those before them; the res
 WAITING_MS = 30_000  # so long they do, if none of these comes: whoever had one was asked meanwhile
 BRANCH_MAX = 1024  # blocks of another history that are kept until a quorum decides: 21 days
 REFUSED_MAX = 64  # of the last refusals, to be shown
+REFUSED_MS = 60_000  # so often a meter is told that its chain has ended, and people are
 
 
 class Judging:
@@ -104,6 +111,15 @@ class Judging:
         except BlockEarlyError:
             self._wait(held, block.height, message)
             return
+        except ChainEndedError as error:
+            open_enrolled(message, roster)  # whose seal does not hold is blamed
+            held.refused = digest(message)
+            told_ms, now_ms = held.refused_ms, now.mono_ms
+            quiet = told_ms is not None and now_ms - told_ms < REFUSED_MS
+            if not quiet:
+                held.refused_ms = now_ms
+            self._refuse(held, block.height, digest(parts.payload), str(error), quiet=quiet)
+            raise
         except BlockRejectedError as error:
             held.refused = digest(message)  # with its seal: the same block may come with a good one
             self._refuse(held, block.height, digest(parts.payload), str(error))
@@ -165,6 +181,9 @@ class Judging:
 
     def _branch_off(self, held: Held, height: int, message: bytes) -> None:
         """Keep a block of another history, whose seal holds, until a quorum decides."""
+        block_hash, here = digest(take_apart(message).payload), held.branch.get(height)
+        if here is not None and here.block_hash == block_hash:
+            return
         twin = self._keep_twin(held, height, message)
         if twin is None:
             return
@@ -305,10 +324,14 @@ class Judging:
         except (BlockRejectedError, EncodingError):
             self._node.count("refused")
 
-    def _refuse(self, held: Held, height: int, block_hash: bytes, reason: str) -> None:
+    def _refuse(
+        self, held: Held, height: int, block_hash: bytes, reason: str, *, quiet: bool = False
+    ) -> None:
         name, incarnation = held.chain_id
         self._node.refused.append((name, height, reason))
         del self._node.refused[:-REFUSED_MAX]
+        if quiet:
+            return
         level = 2 if "lowers register" in reason else 1
         self._node.tell(level, "refused", meter=name, height=height, reason=reason)
         if name != self._node.name and name in self._node.roster.nodes:
@@ -333,8 +356,8 @@ class Judging:
         path = self._decided_elsewhere(held)
         if path:
             base = path[-1] - 1
-            purpose = ("adopt", str(base))
-            self._node.out.append(Load(held.chain_id, max(base, 1), held.height, purpose))
+            purpose, last = ("adopt", str(base)), min(held.height, base + BRANCH_MAX)
+            self._node.out.append(Load(held.chain_id, max(base, 1), last, purpose))
 
     def _decided_elsewhere(self, held: Held) -> list[int]:
         """Return which blocks of the branch that we have seen are decided for, descending.
@@ -354,10 +377,12 @@ class Judging:
             if committee is not None and len(votes) >= committee.quorum:
                 best = max(best, height)
         enrolled = self._node.roster.enrolled(held.chain_id)
-        for decided in (held.shown, enrolled.closed):
-            if decided and held.joins(held.path_to(*decided[:2])):
-                best = max(best, decided[0])
-        if not best and enrolled.revoked:
+        decided = enrolled.closed or held.shown
+        if enrolled.closed:  # nothing is taken above, whoever attests it
+            best = 0
+        if decided and held.joins(held.path_to(*decided[:2])):
+            best = max(best, decided[0])
+        if not best and enrolled.revoked and not enrolled.closed:
             try:
                 end = end_of(self._node, held)
             except EndUnknownError:
@@ -384,7 +409,7 @@ class Judging:
         chain = roster.open_chain(held.chain_id)
         if at:
             chain = chain._replace(head=head_behind(chain, take_apart(ours[0]).payload))
-        blocks, epochs = [], []
+        blocks, epochs, checks = [], [], CHECKS_ALL
         for height in range(first, best + 1):
             twin = held.branch.get(height)
             if twin is None:
@@ -392,15 +417,17 @@ class Judging:
             parts = take_apart(twin.sealed)
             block = decode_block(parts.payload)
             try:
-                chain, _ = judge_block(block, parts, chain, roster, self._node.now, upto=best)
+                chain, passed = judge_block(block, parts, chain, roster, self._node.now, upto=best)
             except BlockRejectedError:
                 return
+            checks &= passed
             blocks.append((height, chain.head.block_hash, twin.sealed))
             epochs.append(roster.epoch_at(block.order[0]))
         self._node.records.append(DropBlocks(held.chain_id, first))
         self._node.records.append(
-            PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, CHECKS_ALL)
+            PutBlocks(held.chain_id, tuple(blocks), self._node.now.wall_s, checks)
         )
+        held.checks &= checks
         gone = [
             (height, sealed)
             for height, sealed in enumerate(ours, start=load.first)

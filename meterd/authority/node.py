@@ -48,6 +48,7 @@ class Node:
         closed: By epoch, the key ids of voters that are known to have closed it.
         booted: Whether it knows what it has voted before, and so may vote.
         evidence: Evidence that holds, by id.
+        redundant: Ids of evidence that holds against somebody who is convicted by other.
         accused: Whom it convicts.
         counts: How many messages were dropped, refused …, by kind.
         refused: The last refusals, (name, height, reason).
@@ -85,6 +86,7 @@ class Node:
             self.closed.setdefault(epoch, set()).add(kid)
         self.booted = False
         self.evidence: dict[bytes, bytes] = {}
+        self.redundant: dict[bytes, None] = {}
         self.accused: dict[tuple[str, str], Accused] = {}
         self.counts: dict[str, int] = {}
         self.refused: list[tuple[str, int, str]] = []

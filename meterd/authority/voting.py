@@ -313,6 +313,8 @@ class Voting:
         on = held.votes.get(kid)
         if on is None or on.leaf.height < foreign.leaf.height:
             return
+        if any(one.kid == kid for one in self._node.accused.values()):
+            return
         pair = (foreign.number, on.number)
         if self._suspected.get((kid, held.chain_id)) == pair:
             return  # the proof is being put together, or something of it was not here yet
@@ -352,7 +354,7 @@ class Voting:
     def _certified(self, held: Held, height: int, epoch: int) -> None:
         """A chain is certified up to `height`, which is more than before."""
         before = held.certified
-        held.certified, held.certified_epoch = height, epoch
+        held.certify(height, epoch)
         self._node.records.append(PutCertified(held.chain_id, height, epoch))
         for at in [at for at in held.branch if at <= height]:
             del held.branch[at]
@@ -391,7 +393,7 @@ class Voting:
         """Take what shows that a block is certified which is held here, in one history or other."""
         held = self._node.chains.get((certificate.meter, certificate.incarnation))
         height, block_hash = certificate.height, certificate.block_hash
-        if held is None or height <= held.certified:
+        if held is None or height <= held.certified or not self._asking.disputed(held.chain_id):
             return
         if held.hashes.get(height) == block_hash:
             least = held.epoch_at(height)

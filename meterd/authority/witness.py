@@ -95,6 +95,7 @@ class Held:
         asked_branch: When each peer was asked for such last, by the clock of `Now`.
         passed: By key id, the height of a voter's last attestation below what is kept here.
         refused: Hash of the block that was refused last: it is not judged again.
+        refused_ms: When the meter was told last that its chain has ended; None if it was not.
         sealed_to: Up to which height each block's own seal has been verified. Those above came in
             runs: what links to them has a good seal (see `judge_run`).
         lacking: Hashes by height of blocks that came with a bad seal: they are asked for.
@@ -129,6 +130,7 @@ class Held:
         "locks",
         "passed",
         "refused",
+        "refused_ms",
         "runs",
         "sealed_to",
         "shown",
@@ -158,6 +160,7 @@ class Held:
         self.asked_branch: dict[str, int] = {}
         self.passed: dict[bytes, int] = {}
         self.refused = b""
+        self.refused_ms: int | None = None
         self.sealed_to = self.asked_seals_ms = self.adoptions = 0
         self.lacking: dict[int, bytes] = {}
         self.runs: list[tuple[int, str]] = []
@@ -181,6 +184,13 @@ class Held:
         if epoch > (self.epochs[-1][1] if self.epochs else 1):
             self.epochs.append((self.height, epoch))
         self.hashes.pop(min(self.height - HASHES_KEPT, self.certified - 1), None)
+
+    def certify(self, height: int, epoch: int) -> None:
+        """Take up to where a quorum has attested it, in `epoch`; hashes below may go."""
+        kept = self.height - HASHES_KEPT
+        for at in range(min(kept, self.certified - 1), min(kept, height - 1) + 1):
+            self.hashes.pop(at, None)
+        self.certified, self.certified_epoch = height, epoch
 
     def brought_by(self, height: int) -> str:
         """Return who brought the run that the block at `height` came in; empty if none did."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from meterd.authority.attestation import open_batch, prove
 from meterd.authority.certificate import (
+    EVIDENCE_BYTES_MAX,
     Certificate,
     Receipt,
     certificate_of,
@@ -55,10 +56,11 @@ def accuse(store: Store, accuse: Accuse) -> bytes | None:
     high = _batch(store, accuse.kid, accuse.high_number, accuse.high)
     if low is None or high is None:
         return None
-    between = [
-        take_apart(sealed).payload
-        for _, sealed in store.blocks(accuse.high.chain, accuse.low.height + 1, accuse.high.height)
-    ]
+    first, last = accuse.low.height + 1, accuse.high.height
+    found = store.blocks(accuse.high.chain, first, last, bytes_max=EVIDENCE_BYTES_MAX)
+    between = [take_apart(sealed).payload for _, sealed in found]
+    if len(between) != last - first + 1:
+        return None  # longer than evidence may be
     return votes_evidence(
         (prove(low, low.leaves.index(accuse.low)), accuse.low),
         (prove(high, high.leaves.index(accuse.high)), accuse.high),

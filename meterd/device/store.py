@@ -302,13 +302,13 @@ class Store:
     # --- reading ----------------------------------------------------------------------------
 
     def load(self, load: Load) -> tuple[bytes, ...]:
-        """Return sealed blocks of a chain, ascending, as many as a message holds."""
-        return tuple(
-            sealed
-            for _, sealed in self.blocks(
-                load.chain, load.first, load.last, bytes_max=BLOCKS_BYTES_MAX
-            )
-        )
+        """Return sealed blocks of a chain, ascending, as many as a message holds.
+
+        All of those that another history drives out: they are kept nowhere else.
+        """
+        bytes_max = 1 << 40 if load.purpose[0] == "adopt" else BLOCKS_BYTES_MAX
+        found = self.blocks(load.chain, load.first, load.last, bytes_max=bytes_max)
+        return tuple(sealed for _, sealed in found)
 
     def blocks(
         self, chain_id: ChainId, first: int, last: int, *, bytes_max: int = 1 << 40

@@ -245,6 +245,7 @@ def test_a_certificate_that_was_shown_is_shown_on() -> None:
     net = settled()
     net.broker = lambda _: []
     knows, late = net.nodes[FEEDER], net.nodes[REGULATOR]
+    late.gossip.chains[HOUSE, 1].frozen = "two blocks 9 are sealed"  # undisputed, votes come anyway
     net.seal(SEALED[3])
     for name in (FEEDER, OTHER_HOUSE, REGULATOR, GRID):
         net.nodes[name].feed(Received(HOUSE, SEALED[3]))
