@@ -11,7 +11,7 @@ from meterd.authority.attestation import CHECKS_ALL, Leaf
 from meterd.authority.certificate import seals_evidence, verify_receipt
 from meterd.authority.effects import Received, Send, Tick
 from meterd.authority.ending import DISPUTED_MAX, End, EndUnknownError, end_of, open_to
-from meterd.authority.messages import AskBlocks
+from meterd.authority.messages import AskBlocks, blocks_message
 from meterd.authority.senders import PACED
 from meterd.authority.witness import Twin, Vote
 from meterd.device import proofs
@@ -24,6 +24,7 @@ from tests.authority.examples import (
     OTHER_HOUSE,
     REVOKE,
     VOTERS,
+    block,
     chain,
     leaf,
     node,
@@ -48,6 +49,7 @@ from tests.net import FEEDER, REGULATOR, Member, Net
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meterd.ledger.block import Block
     from tests.net import Post
 
 
@@ -338,3 +340,130 @@ def test_a_block_that_is_in_nobodys_own_history_any_more_is_asked_for_all_the_sa
     liar.votes([leaf(TWIN)], REGULATOR)
     net.settle(20)
     assert [twin.block_hash for twin in late.gossip.chains[HOUSE, 1].branch.values()] == [TWIN.hash]
+
+
+def known(*history: Block, upto: int) -> list[bytes]:
+    """Return a history's blocks from where it parts, sealed, gone on with up to a height."""
+    blocks = list(history)
+    while blocks[-1].height < upto:
+        blocks.append(block(blocks[-1]))
+    return [sealed(each) for each in blocks]
+
+
+def taken(net: Net, name: str, messages: Iterable[bytes]) -> None:
+    for message in messages:
+        net.nodes[name].feed(Received(HOUSE, message))
+
+
+def test_a_vote_on_what_nobody_has_does_not_keep_others_from_being_asked_for() -> None:
+    """All hold 4a to 8a, 4a is certified; one attested 7b before, and has those blocks alone."""
+    net = settled(PACED)
+    liar, others = Liar(net, HOUSE), (OTHER_HOUSE, REGULATOR, GRID)
+    ours, other = known(*BLOCKS[3:], upto=8), known(TWIN, upto=7)
+    net.broker = lambda _: []
+    taken(net, FEEDER, other)
+    for name in others:
+        taken(net, name, ours[:1])
+    tick(net)
+    posts = [post for post in net.queue if post[1] == "attest"]
+    net.queue.clear()
+    liar.votes([leaf(BLOCKS[3])], *net.nodes)
+    for sender, _, message in posts:
+        for name in net.nodes.keys() - {sender} if sender != FEEDER else ():
+            net.nodes[name].feed(Received(sender, message))
+    for name in others:
+        taken(net, name, [other[0], *ours[1:]])
+    taken(net, FEEDER, ours[:1])
+    net.nodes[FEEDER].feed(Tick())
+    taken(net, FEEDER, ours[1:])
+    liar.votes([Leaf(HOUSE, 1, 5, bytes(32), CHECKS_ALL)], *net.nodes)
+    for sender, _, message in posts:
+        for name in others if sender == FEEDER else ():
+            net.nodes[name].feed(Received(sender, message))
+    net.queue.clear()
+    net.broker = lambda posts: posts
+    net.settle(12)
+    give(net, REVOKE)
+    net.settle(6)
+    attests(net, liar, *net.nodes)
+    net.settle(40)
+    assert ends(net) == {End(4, BLOCKS[3].hash, elsewhere=False)}
+
+
+def test_whoever_takes_another_history_keeps_all_of_the_one_before() -> None:
+    net = settled(PACED)
+    liar = Liar(net, HOUSE)
+    net.broker = lambda _: []
+    node = net.nodes[FEEDER]
+    taken(net, FEEDER, known(TWIN, upto=203))
+    tick(net)
+    for name in (OTHER_HOUSE, REGULATOR):
+        taken(net, name, SEALED[3:4])
+    tick(net)
+    liar.votes([leaf(BLOCKS[3])], FEEDER)
+    for name in (OTHER_HOUSE, REGULATOR):
+        for topic, message in net.nodes[name].sent:
+            if topic == "attest":
+                node.feed(Received(name, message))
+    taken(net, FEEDER, SEALED[3:4])
+    node.feed(Tick())
+    held = node.gossip.chains[HOUSE, 1]
+    assert (held.height, held.certified, held.head_hash) == (4, 4, BLOCKS[3].hash)
+    assert set(held.branch) == set(range(5, 204))
+
+
+def test_above_the_end_that_an_order_names_nothing_is_taken_whoever_attests_it() -> None:
+    """A quorum attested 5b unknown to the desk, which ended the chain at 4b by its own word."""
+    net = settled(PACED)
+    liar, others = Liar(net, HOUSE), (OTHER_HOUSE, REGULATOR, GRID)
+    after = block(TWIN)
+    net.broker = lambda _: []
+    taken(net, FEEDER, SEALED[3:4])
+    for name in others:
+        taken(net, name, (sealed(TWIN), sealed(after)))
+    tick(net)
+    net.queue.clear()
+    face, late = copy(liar), net.nodes[FEEDER]
+    liar.votes([leaf(after)], FEEDER)
+    face.votes([leaf(chain(1, OTHER_HOUSE)[0])], *others)
+    net.nodes.pop(FEEDER)
+    net.broker = lambda posts: posts
+    for change in (REVOKE, resolved(TWIN)):
+        give(net, change)
+        net.settle(3)
+        attests(net, face, *net.nodes)
+        net.settle(6)
+    assert in_force(net) == {2}
+    net.nodes[FEEDER] = late
+    net.broker = without_blocks
+    net.settle(10)
+    net.broker = lambda posts: posts
+    late.feed(Received(REGULATOR, blocks_message((sealed(TWIN), sealed(after)))))
+    net.settle(10)
+    held = late.gossip.chains[HOUSE, 1]
+    assert (held.height, held.head_hash) == (4, TWIN.hash)
+
+
+def test_one_certificate_of_our_head_certifies_a_disputed_chain_as_a_whole() -> None:
+    net = settled(PACED)
+    liar = Liar(net, HOUSE)
+    blocks = chain(60)
+    net.broker = lambda _: []
+    for each in net.nodes.values():
+        for block_ in blocks[3:]:
+            each.feed(Received(HOUSE, sealed(block_)))
+    tick(net)
+    knows, late = net.nodes[FEEDER], net.nodes[REGULATOR]
+    liar.votes([leaf(blocks[-1])], FEEDER)
+    for name in (OTHER_HOUSE, REGULATOR):
+        for topic, message in net.nodes[name].sent:
+            if topic == "attest":
+                knows.feed(Received(name, message))
+    assert (knows.certified(), late.certified()) == (60, 3)
+    for each in net.nodes.values():
+        each.feed(Received(HOUSE, sealed(TWIN)))
+    net.queue.clear()
+    net.broker = lambda posts: [post for post in posts if b"meterd/attest" not in post[2][:40]]
+    net.settle(12)
+    assert late.certified() == 60
+    assert len(late.store._rows("SELECT 1 FROM certificate")) <= 3

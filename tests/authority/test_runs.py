@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from meterd.authority.attestation import CHECKS_ALL
 from meterd.authority.effects import Certify, Now, Received, Tick
 from meterd.authority.messages import AskBlocks, Fetch, Said, blocks_message, open_said, say
-from meterd.authority.witness import UNSEALED, judge_block, judge_run
+from meterd.authority.witness import HASHES_KEPT, UNSEALED, Held, judge_block, judge_run
 from meterd.device import proofs
 from meterd.errors import BlockRejectedError
 from meterd.ledger.block import decode_block
@@ -244,3 +244,17 @@ def test_no_certificate_is_made_of_a_block_whose_seal_was_not_verified() -> None
     )
     assert proofs.certify(regulator.store, Certify(CHAIN, 3), roster) is None
     assert proofs.certify(regulator.store, Certify(CHAIN, 4), roster)
+
+
+def test_hashes_of_what_a_quorum_has_attested_are_let_go_at_once() -> None:
+    """All are kept while nothing is certified, as after an absence."""
+    held = Held((HOUSE, 1), None, bytes(32))
+    for height in range(1, 301):
+        held.grow(bytes([height % 256] * 32), 1)
+    assert len(held.hashes) == 301
+    held.certify(100, 1)
+    assert min(held.hashes) == 100
+    held.certify(300, 1)
+    assert min(held.hashes) == 300 - HASHES_KEPT + 1
+    held.grow(bytes(32), 1)
+    assert (min(held.hashes), len(held.hashes)) == (301 - HASHES_KEPT + 1, HASHES_KEPT)
