@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meterd.authority.attestation import CHECKS_ALL, Leaf
+from meterd.authority.attestation import CHECKS_ALL, PLAUSIBLE, Leaf
 from meterd.authority.certificate import seals_evidence, verify_receipt
 from meterd.authority.effects import Received, Send, Tick
 from meterd.authority.ending import DISPUTED_MAX, End, EndUnknownError, end_of, open_to
@@ -467,3 +467,29 @@ def test_one_certificate_of_our_head_certifies_a_disputed_chain_as_a_whole() -> 
     net.settle(12)
     assert late.certified() == 60
     assert len(late.store._rows("SELECT 1 FROM certificate")) <= 3
+
+
+def test_a_history_that_is_taken_over_is_judged_as_any_other() -> None:
+    """More energy than the fuses let through: attested, but not as plausible."""
+    net = settled(PACED)
+    liar, others = Liar(net, HOUSE), (FEEDER, OTHER_HOUSE)
+    much = tuple(each._replace(last_uj=each.last_uj + 10**18) for each in BLOCKS[3].energy)
+    wild = BLOCKS[3]._replace(energy=much)
+    net.broker = lambda _: []
+    for name in others:
+        taken(net, name, [sealed(wild)])
+    late = net.nodes[REGULATOR]
+    taken(net, REGULATOR, SEALED[3:4])
+    assert late.gossip.chains[HOUSE, 1].checks & PLAUSIBLE
+    tick(net)
+    liar.votes([leaf(wild)], REGULATOR)
+    for name in others:
+        for topic, message in net.nodes[name].sent:
+            if topic == "attest":
+                late.feed(Received(name, message))
+    taken(net, REGULATOR, [sealed(wild)])
+    held = late.gossip.chains[HOUSE, 1]
+    assert (held.height, held.head_hash, held.certified) == (4, wild.hash, 4)
+    assert not held.checks & PLAUSIBLE
+    ((checks,),) = late.store._rows("SELECT checks FROM block WHERE hash = ?", wild.hash)
+    assert not checks & PLAUSIBLE
