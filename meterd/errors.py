@@ -76,3 +76,9 @@ class LedgerDamagedError(MeterdError):
     """The meter's own account does not verify: stop, and let a technician look."""
 
     exit_code = 74
+
+
+class VaultRefusedError(MeterdError):
+    """The vault is not this device's, is older, was changed, or stays shut: refuse it."""
+
+    exit_code = 77
