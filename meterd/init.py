@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.roster import found
 from meterd.device.archive import GENESIS_FILE, ORDERS_FILE, add_orders, read_file
 from meterd.device.card import sync_folder
-from meterd.device.vault import create_seal, create_vote, load_seal, load_vote
+from meterd.device.keys import create_seal, create_vote, load_seal, load_vote
 from meterd.errors import (
     AbsentError,
     BlockRejectedError,
@@ -42,7 +42,14 @@ NAMED_MAX = 8  # nodes in a hint
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
 
-def create_account(state: Path, settings: Settings, seed: bytes, *, network: str = "") -> Genesis:
+def create_account(
+    state: Path,
+    settings: Settings,
+    seed: bytes,
+    *,
+    network: str = "",
+    device: bytes | None = None,
+) -> Genesis:
     """Make the account of a standalone meter in `state`, and return its genesis.
 
     Args:
@@ -50,6 +57,7 @@ def create_account(state: Path, settings: Settings, seed: bytes, *, network: str
         settings: Name, interval, zone, currency, fuse and clamps go into the genesis.
         seed: The sealing key's seed, 32 bytes.
         network: Its network's name; the meter's own if empty.
+        device: What opens this device's vault; None for a machine without one.
 
     Raises:
         ConfigError: There is something in `state`.
@@ -63,7 +71,7 @@ def create_account(state: Path, settings: Settings, seed: bytes, *, network: str
                 f"{state} is not empty: an account is never made over another",
                 hint="name an empty folder, or move the old one away and keep it",
             )
-        key = create_seal(state, seed)
+        key = create_seal(state, seed, device)
         genesis = standalone(
             settings.meter.name,
             bytes(key.verify_key),
@@ -79,12 +87,15 @@ def create_account(state: Path, settings: Settings, seed: bytes, *, network: str
     return genesis
 
 
-def enrol_keys(state: Path, draw_seed: Callable[[], bytes]) -> tuple[SigningKey, SigningKey]:
+def enrol_keys(
+    state: Path, draw_seed: Callable[[], bytes], device: bytes | None = None
+) -> tuple[SigningKey, SigningKey]:
     """Return the sealing key and the voting key in `state`; those that are missing are made.
 
     Args:
         state: A folder without an account; made if missing.
         draw_seed: Returns 32 bytes that nobody else has or can guess.
+        device: What opens this device's vault; None for a machine without one.
 
     Raises:
         ConfigError: There is an account already, or what is there is no key.
@@ -94,20 +105,15 @@ def enrol_keys(state: Path, draw_seed: Callable[[], bytes]) -> tuple[SigningKey,
     with _making(state):
         state.mkdir(parents=True, exist_ok=True)
         refuse_account(state)
-    sealing = _kept(load_seal, create_seal, state, draw_seed)
-    return sealing, _kept(load_vote, create_vote, state, draw_seed)
-
-
-def _kept(
-    load: Callable[[Path], SigningKey],
-    create: Callable[[Path, bytes], SigningKey],
-    state: Path,
-    draw_seed: Callable[[], bytes],
-) -> SigningKey:
     try:
-        return load(state)
+        sealing = load_seal(state, device)
     except AbsentError:
-        return create(state, draw_seed())
+        sealing = create_seal(state, draw_seed(), device)
+    try:
+        voting = load_vote(state)
+    except AbsentError:
+        voting = create_vote(state, draw_seed())
+    return sealing, voting
 
 
 def refuse_account(state: Path) -> None:
@@ -125,7 +131,11 @@ def refuse_account(state: Path) -> None:
 
 
 def check_member(
-    state: Path, genesis: Genesis, settings: Settings | None, orders: bytes = b""
+    state: Path,
+    genesis: Genesis,
+    settings: Settings | None,
+    orders: bytes = b"",
+    device: bytes | None = None,
 ) -> Node:
     """Return the node of the network that this device is, by its own keys and settings.
 
@@ -134,6 +144,7 @@ def check_member(
         genesis: Decoded, from whoever founded the network.
         settings: Of the meter; None where this device meters nothing.
         orders: Those in force since, with their certificates, as an account keeps them.
+        device: What opens this device's vault; None for a machine without one.
 
     Raises:
         ConfigError: It names others, or other keys, or other settings: all that differs.
@@ -154,7 +165,8 @@ def check_member(
             hint=f"take the file `orders` of another meter's account in {genesis.name}",
         ) from error
     try:
-        sealing, voting = bytes(load_seal(state).verify_key), bytes(load_vote(state).verify_key)
+        sealing = bytes(load_seal(state, device).verify_key)
+        voting = bytes(load_vote(state).verify_key)
     except AbsentError as error:
         raise AbsentError(
             str(error), hint="name the folder that `meterctl network enrol` made the keys in"
@@ -217,7 +229,11 @@ def _meter_differs(
 
 
 def join_network(
-    state: Path, genesis: Genesis, settings: Settings | None, orders: bytes = b""
+    state: Path,
+    genesis: Genesis,
+    settings: Settings | None,
+    orders: bytes = b"",
+    device: bytes | None = None,
 ) -> Node:
     """Make this device's account in the network of `genesis`; return the node that it is there.
 
@@ -226,6 +242,7 @@ def join_network(
         genesis: Decoded, from whoever founded the network.
         settings: Of the meter; None where this device meters nothing: it gets the genesis alone.
         orders: As for `check_member`.
+        device: As for `check_member`.
 
     Raises:
         ConfigError: There is an account in `state`, or the genesis does not fit this device.
@@ -235,7 +252,7 @@ def join_network(
     """
     with _making(state):
         refuse_account(state)
-        node = check_member(state, genesis, settings, orders)
+        node = check_member(state, genesis, settings, orders, device)
         if orders and settings is not None:
             (state / ORDERS_FILE).unlink(missing_ok=True)  # of an attempt that was cut off
             write_new(state / ORDERS_FILE, orders)

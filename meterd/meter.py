@@ -22,11 +22,11 @@ from meterd.config import Settings, parameters
 from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp
+from meterd.device.keys import load_seals
 from meterd.device.port import read_board
 from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
-from meterd.device.vault import load_seals
 from meterd.errors import ConfigError, EncodingError, StorageError
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
@@ -80,9 +80,12 @@ class Meter:
         clock: Clock,
         manager: Manager,
         logger: logging.Logger,
+        device: bytes | None = None,
         speed: int = 1,
     ) -> None:
         """Recover the account in `state`; `run` comes next.
+
+        `device` opens the vault that the sealing keys are in, if they are.
 
         Raises:
             ConfigError: Key, settings and genesis do not fit each other.
@@ -99,7 +102,7 @@ class Meter:
             raise ConfigError(
                 str(error), hint=f"set meter.name to what the genesis calls it: {names}"
             ) from error
-        keys = {bytes(key.verify_key): key for key in load_seals(state)}
+        keys = {bytes(key.verify_key): key for key in load_seals(state, device)}
         if chain.key_at(roster.head.height) not in keys:
             raise ConfigError(
                 f"the sealing key in {state} is not the one that the genesis names for "
@@ -542,7 +545,8 @@ class Meter:
         from meterd.device.control import ControlServer
         from meterd.meter_answers import Answers
 
-        path = self.settings.control.socket or str(self._state / "control")
+        folder = os.environ.get("RUNTIME_DIRECTORY") or str(self._state)
+        path = self.settings.control.socket or f"{folder}/control"
         answers = Answers(self)
         self.published = answers.publish
         self.book.told = answers.tell

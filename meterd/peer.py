@@ -53,10 +53,10 @@ from meterd.config import load_node
 from meterd.device import proofs
 from meterd.device.broker import Broker, parse_address
 from meterd.device.clock import SystemClock
+from meterd.device.keys import load_vote
 from meterd.device.mailbox import HEIGHT_BYTES, INBOX, OUTBOX, Mailbox
 from meterd.device.store import open_store
 from meterd.device.systemd import Manager, journal_logger, log_event
-from meterd.device.vault import load_vote
 from meterd.errors import ConfigError
 from meterd.init import read_genesis
 from meterd.ledger.encoding import digest, encode, key_id
@@ -213,7 +213,7 @@ class Peer:
             )
         if damaged:
             log_event(logger, logging.ERROR, "store_damaged", reason=damaged)
-        named = network.line or os.environ.get("RUNTIME_DIRECTORY", "")
+        named = network.line or os.environ.get("METERD_LINE", "")
         line = Path(named) if named else state / "line"
         self._outbox, self._inbox = Mailbox(line / OUTBOX), Mailbox(line / INBOX)
         self._shown = line / PEER_FILE

@@ -15,6 +15,7 @@ from meterd.config import load
 from meterd.device.card import check_writable, lock
 from meterd.device.clock import BUILD_S, Clock, ScaledClock, SystemClock
 from meterd.device.rebase import finish
+from meterd.device.secret import find_device_key
 from meterd.device.systemd import Manager, journal_logger, log_event
 from meterd.errors import ConfigError
 from meterd.init import read_genesis
@@ -136,6 +137,13 @@ def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tupl
     check_writable(state)
     finish(state)
     meter = Meter(
-        state, settings, genesis, clock=clock, manager=manager, logger=logger, speed=arguments.speed
+        state,
+        settings,
+        genesis,
+        clock=clock,
+        manager=manager,
+        logger=logger,
+        device=find_device_key(),
+        speed=arguments.speed,
     )
     return meter, held

@@ -35,9 +35,9 @@ from meterd.authority.gossip import Gossip
 from meterd.authority.senders import Settings
 from meterd.ctl.account import StoredAccount
 from meterd.device import proofs
+from meterd.device.keys import create_seal, create_vote
 from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
 from meterd.device.store import Store
-from meterd.device.vault import create_seal, create_vote
 from meterd.init import read_genesis
 from meterd.ledger.account import Genesis, Meter, Node
 from meterd.ledger.block import Block, Clock, Energy

@@ -15,7 +15,7 @@ from nacl.signing import SigningKey
 
 from meterd.authority.roster import found
 from meterd.config import LINE_BYTES_MAX
-from meterd.device.vault import create_vote, load_seal, load_vote
+from meterd.device.keys import create_vote, load_seal, load_vote
 from meterd.enrolment import Enrolment, enrolment_text, prove, proven
 from meterd.errors import ConfigError, DeniedError
 from meterd.founding import found_network
@@ -491,7 +491,7 @@ def test_enrolling_makes_two_keys_and_tells_none(ctl: Ctl, street: Street) -> No
     for name in ("seal.key", "peer.key"):
         assert stat.S_IMODE((state / name).stat().st_mode) == 0o600
         assert (state / name).read_text().strip() not in text
-    sealing, voting = (load(state, {}).verify_key for load in (load_seal, load_vote))
+    sealing, voting = load_seal(state).verify_key, load_vote(state, {}).verify_key
     assert bytes(sealing) != bytes(voting)
     assert f'sealing_key = "{bytes(sealing).hex()}"' in text
     assert f'voting_key = "{bytes(voting).hex()}"' in text

@@ -22,8 +22,8 @@ from meterd.authority.boot import HeadSearch
 from meterd.authority.certificate import open_certificate, verify_certificate
 from meterd.authority.roster import found
 from meterd.device import store
+from meterd.device.keys import create_vote
 from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
-from meterd.device.vault import create_vote
 from meterd.errors import ConfigError, StorageError
 from meterd.ledger.encoding import digest, encode
 from meterd.peer import STATUS_CONTEXT

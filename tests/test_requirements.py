@@ -27,7 +27,7 @@ from meterd.authority.effects import Connected, Load, Received, Sealed, Stopping
 from meterd.authority.messages import AskBlocks, Fetch, Said, open_said, say
 from meterd.authority.senders import FAULTS_MAX, PACED, Sender, Settings
 from meterd.device import proofs
-from meterd.device.vault import create_next_seal, create_seal, load_seals
+from meterd.device.keys import create_next_seal, create_seal, load_seals
 from meterd.errors import BlockRejectedError
 from meterd.ledger.chain import verify_sealed
 from meterd.ledger.encoding import digest, key_id, seal

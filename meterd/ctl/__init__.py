@@ -31,6 +31,7 @@ COMMANDS = {
     "receipt": ("meterd.ctl.receipt", "write what proves a certified block to a stranger"),
     "evidence": ("meterd.ctl.evidence", "who is proved to have signed two histories"),
     "order": ("meterd.ctl.order", "the distributor's: sign orders, send them, list them"),
+    "vault": ("meterd.ctl.vault", "the device's secret, and what its vault holds"),
     "network": ("meterd.ctl.network", "found a network, enrol in it, look at it"),
     "broker-config": ("meterd.ctl.broker_config", "a broker's settings; certificates of a street"),
 }

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.ctl.show import zone_of
 from meterd.device.archive import open_newest, read_files, read_orders, read_part
+from meterd.device.keys import load_seal
 from meterd.device.prune import stored_samples, torn_rows
 from meterd.device.recovery import FROM_MS, PLACING_EVENTS
-from meterd.device.vault import load_seal
 from meterd.errors import ConfigError, EncodingError, LedgerDamagedError, MeterdError
 from meterd.init import read_genesis
 from meterd.ledger.account import Parameters, decode_parameters

@@ -19,7 +19,8 @@ from meterd.ctl.account import StoredAccount
 from meterd.ctl.key import show
 from meterd.ctl.options import add_json, add_state
 from meterd.ctl.owner import as_owner
-from meterd.device.vault import SEED_BYTES
+from meterd.device.keys import SEED_BYTES
+from meterd.device.secret import find_device_key
 from meterd.errors import ConfigError, DeniedError, MeterdError, StorageError, UsageError
 from meterd.init import create_account
 from meterd.ledger.account import NAME
@@ -132,9 +133,11 @@ def run(options: argparse.Namespace) -> int:
         _confirm(path, state, settings, new=bool(text))
     if text:
         _write(path, text)
+    device = find_device_key()
     try:
         with as_owner(state):
-            create_account(state, settings, os.urandom(SEED_BYTES), network=options.network)
+            seed = os.urandom(SEED_BYTES)
+            create_account(state, settings, seed, network=options.network, device=device)
     except MeterdError:
         if text:
             path.unlink(missing_ok=True)

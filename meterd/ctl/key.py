@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.options import add_json, add_state
-from meterd.device.vault import SEED_BYTES, create_next_seal, load_seals
+from meterd.device.keys import SEED_BYTES, create_next_seal, load_seals
+from meterd.device.secret import find_device_key
 from meterd.errors import ConfigError
 from meterd.ledger.order import sign_rotation
 
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
 def _rotate(account: StoredAccount, *, as_json: bool) -> int:
     """Make the next sealing key, and let the present one consent to it; returns the exit code."""
     chain, order = account.chain, account.roster.head.height
-    held = {bytes(key.verify_key): key for key in load_seals(account.state)}
+    device = find_device_key()
+    held = {bytes(key.verify_key): key for key in load_seals(account.state, device)}
     present = chain.key_at(order)
     if present not in held:
         raise ConfigError(
@@ -59,7 +61,7 @@ def _rotate(account: StoredAccount, *, as_json: bool) -> int:
     if list(held)[-1] != present:
         fresh = held[list(held)[-1]]  # made before, and not in force yet
     else:
-        fresh = create_next_seal(account.state, os.urandom(SEED_BYTES))
+        fresh = create_next_seal(account.state, os.urandom(SEED_BYTES), device)
     new_key = bytes(fresh.verify_key)
     consent = sign_rotation(
         held[present], chain.genesis, account.meter, chain.incarnation, new_key

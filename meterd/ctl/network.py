@@ -21,7 +21,8 @@ from meterd.ctl.options import add_json, add_state
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import count
 from meterd.device.archive import read_file
-from meterd.device.vault import SEED_BYTES
+from meterd.device.keys import SEED_BYTES
+from meterd.device.secret import find_device_key
 from meterd.enrolment import Enrolment, enrolment_text, key_words
 from meterd.errors import ConfigError, EncodingError, UsageError
 from meterd.founding import found_network
@@ -136,8 +137,9 @@ def _enrol(options: argparse.Namespace) -> int:
         settings = load(options.config)
         name = settings.meter.name
         rated = (fuse_ma(settings), nominal_mv(settings), mains_clamps(settings))
+    device = find_device_key()
     with as_owner(options.state):
-        sealing, voting = enrol_keys(options.state, lambda: os.urandom(SEED_BYTES))
+        sealing, voting = enrol_keys(options.state, lambda: os.urandom(SEED_BYTES), device)
     enrolment = Enrolment(
         network,
         name,
@@ -370,13 +372,14 @@ def _join(options: argparse.Namespace) -> int:
     settings = load(options.config) if options.config else None
     orders = read_file(options.orders) if options.orders else b""
     refuse_account(state)
-    node = check_member(state, genesis, settings, orders)
+    device = find_device_key()
+    node = check_member(state, genesis, settings, orders, device)
     if not options.yes:
         with redirect_stdout(sys.stderr):
             show(genesis)
         _confirm(f"Do others have this hash, and is {node.name} to join? [y/N]: ")
     with as_owner(state):
-        join_network(state, genesis, settings, orders)
+        join_network(state, genesis, settings, orders, device)
     if options.json:
         reply = {"network": genesis.name, "genesis_hash": genesis.hash.hex(), "name": node.name}
         print(json.dumps({**reply, "role": node.role, "state": str(state)}))

@@ -21,7 +21,8 @@ from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
 from meterd.ctl.order_options import add_action, add_unheard
 from meterd.ctl.order_words import advice, change_words, fields, told
 from meterd.ctl.show import Column, note, print_table, utc
-from meterd.device.vault import load_seal, read_seal
+from meterd.device.keys import load_seal, read_seal
+from meterd.device.secret import find_device_key
 from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
 from meterd.init import write_new
 from meterd.ledger.encoding import HASH_BYTES, take_apart
@@ -74,7 +75,7 @@ def _sign(
         )
     if options.out is not None and options.out.exists():
         raise ConfigError(f"{options.out} is there already", hint="name another file")
-    key = read_seal(options.key) if options.key else load_seal(options.state)
+    key = read_seal(options.key) if options.key else load_seal(options.state, find_device_key())
     with open_node(options) as node:
         desk = Desk(node)
         if options.out is None and not options.unheard:
@@ -153,7 +154,7 @@ examples:
 def _consent(options: argparse.Namespace) -> int:
     account = StoredAccount(options.state)
     new_key = hex_bytes(options.new_key, HASH_BYTES, "--new-key")
-    key = load_seal(options.state)
+    key = load_seal(options.state, find_device_key())
     if new_key in (bytes(key.verify_key), bytes(key)):
         raise UsageError("--new-key: that is the key of this meter, or worse, its secret half")
     blocks = account.blocks

@@ -11,6 +11,7 @@ from meterd.ctl.owner import as_owner
 from meterd.ctl.show import count, local
 from meterd.device.control_client import ControlClient
 from meterd.device.prune import plan_prune, prune_stopped
+from meterd.device.secret import find_device_key
 from meterd.errors import AbsentError, BusyError
 
 if TYPE_CHECKING:
@@ -70,10 +71,17 @@ def _prune(options: argparse.Namespace, account: StoredAccount, before_s: int) -
     try:
         reply = ControlClient(socket_of(options)).call("Prune", before_s=before_s)
     except AbsentError as absent:
+        device = find_device_key()
         try:
             with as_owner(account.state):
-                certified = certified_height_of(account)
-                return _told(prune_stopped(account.state, account.chain, before_s, certified))
+                plan = prune_stopped(
+                    account.state,
+                    account.chain,
+                    before_s,
+                    certified_height_of(account),
+                    device=device,
+                )
+                return _told(plan)
         except BusyError as busy:
             raise BusyError(
                 f"{busy}, but {absent}",

@@ -20,7 +20,7 @@ from meterd.demo.gates import Gates
 from meterd.demo.node import POLLING_MS, Node, found_street
 from meterd.device.archive import load_blocks
 from meterd.device.control_client import ControlClient
-from meterd.device.vault import load_seal
+from meterd.device.keys import load_seal
 from meterd.errors import AbsentError, MeterdError, UsageError
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import digest, seal, take_apart

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.device.archive import read_file, read_part, segment_name, segment_numbers
 from meterd.device.card import Card, Operation, lock
+from meterd.device.keys import load_seals
 from meterd.device.log import Log
 from meterd.device.recovery import recover, tail_details
-from meterd.device.vault import load_seals
 from meterd.errors import DeniedError, EncodingError, LedgerDamagedError, StorageError
 from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.block import decode_block
@@ -157,9 +157,16 @@ def torn_rows(event: Event) -> TornRows:
 
 
 def prune_stopped(
-    state: Path, chain: Chain, before_s: int, height_max: int = UINT_MAX
+    state: Path,
+    chain: Chain,
+    before_s: int,
+    height_max: int = UINT_MAX,
+    *,
+    device: bytes | None = None,
 ) -> PrunePlan:
     """Prune the account of a daemon that does not run, and return what that came to.
+
+    `device` opens the vault that the sealing keys are in, if they are.
 
     Raises:
         BusyError: Another process writes the account.
@@ -173,7 +180,7 @@ def prune_stopped(
         recovered = recover(state, chain, card=card)
         plan = plan_prune(state, chain, before_s, height_max)
         if plan.pruned:
-            key = load_seals(state)[-1]  # any of this meter's
+            key = load_seals(state, device)[-1]  # any of this meter's
             sealed = [seal_pruned(pruned, chain, key) for pruned in plan.pruned]
             card.perform(_append(state, chain, recovered, sealed))
         remove(plan.operations)

@@ -1,223 +1,240 @@
-"""Keeps this machine's keys, in their smallest honest form: 32 bytes each that root here can read.
+"""Keeps the vault on the card: personal data and session keys, each in its envelope.
 
-The sealing key's seed comes as the systemd credential `meterd.seal` (then it is on the card
-encrypted, or not at all), else from `seal.key` in the state directory: 64 hex digits and a newline,
-mode 0600. Whoever reads either can seal as this meter; whoever replaces `seal.key` makes a stranger
-of it, which the key in the genesis gives away. The voting key, which signs attestations and what
-is said to peers, is kept likewise: `meterd.vote`, `peer.key`.
+Two files count, both in `vault` in the state folder, which nobody but its owner reads: `key`, and
+the one `content-N` that it names. A change writes the next content, then replaces `key`: before
+that moment the vault is as it was, from then on as it shall be, and the content before is deleted.
+Whatever else lies there was left by a failure of power, and is taken away with the next change.
 
-A SigningKey must never be formatted: its `str` is the seed.
+Whoever can write these files can put back what was there yesterday, both of them: the caller who
+knows better says which version was written last. Who can read them learns pseudonyms and sizes.
+With the device secret besides, all that belongs to the device, and nothing of a person's without
+the passphrase. What a card has deleted may lie in its spare cells: erasing ends what the files can
+give, and not what a laboratory may find.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import secrets
 import stat
-from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Self
 
-from nacl.signing import SigningKey
+from nacl import pwhash
 
-from meterd.device.card import sync_folder
-from meterd.errors import AbsentError, ConfigError, DeniedError, StorageError
+from meterd.device.card import BESIDE, Card, Operation, sync_folder
+from meterd.errors import AbsentError, BusyError, DeniedError, StorageError, VaultRefusedError
+from meterd.privacy.envelope import (
+    CONTENT_BYTES_MAX,
+    KEY_BYTES,
+    SALT_BYTES,
+    Files,
+    Passphrase,
+    Vault,
+    found,
+    named_version,
+    open_vault,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
 
-SEED_BYTES = 32
-FILE_BYTES_MAX = 128  # 65 are right; more is another file under this name
-
-
-class _Kind(NamedTuple):
-    """What a key is called, where it is kept, and what to do when it is not as it should be."""
-
-    called: str
-    credential: str
-    file: str
-    make: str
-    second: str
-    restore: str
+VAULT = "vault"
+KEY = "key"
+CONTENT = "content-{}"
+_CONTENT = re.compile(r"content-[1-9][0-9]*(\.new)?")  # one that is not whole yet, too
+KEY_FILE_BYTES_MAX = 4096  # some 150 are right
+PASSES, MEMORY_KIB = 3, 64 * 1024  # RFC 9106 section 4, its second choice: some 0.6 s on a Pi 4
+PASSES_MAX, MEMORY_KIB_MAX = 64, 256 * 1024  # a file from elsewhere must not stop the machine
 
 
-_SEAL = _Kind(
-    "sealing key",
-    "meterd.seal",
-    "seal.key",
-    make="meterctl init",
-    second="a second key makes a second meter: take an empty state directory for it",
-    restore="restore it from its backup; a new key makes a new meter",
-)
-_VOTE = _Kind(
-    "voting key",
-    "meterd.vote",
-    "peer.key",
-    make="meterctl network enrol",
-    second="the network knows this node by it: take an empty state directory for another node",
-    restore="restore it from its backup; a new key has to be put into the network's roster",
-)
+class StoredVault:
+    """The vault of one device, open and locked against other programs.
+
+    Attributes:
+        vault: As it is now.
+    """
+
+    def __init__(self, state: Path, device: bytes, *, version_min: int = 0) -> None:
+        """Open the vault in a state folder, or begin one.
+
+        Args:
+            state: The state folder.
+            device: From `envelope.device_key`.
+            version_min: What is known from elsewhere to have been written.
+
+        Raises:
+            BusyError: Another program has it open.
+            DeniedError: It may not be read, or may be read by others than its owner.
+            StorageError: The card failed.
+            VaultRefusedError: It is another device's, older, or was changed.
+        """
+        self._folder = state / VAULT
+        self._card = Card()
+        self._lock = _locked(self._folder)
+        try:
+            self.vault = _opened(_read(self._folder), device, version_min)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the files."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._card.close()
+        os.close(self._lock)
+
+    def keep(self, vault: Vault) -> int:
+        """Keep a vault in the place of the one before; return its version, once it is durable.
+
+        Raises:
+            EncodingError: There is more than a vault holds.
+            StorageError: The card is full or failed; the one before counts, or this one, and the
+                next start shows which.
+        """
+        before = [path for path in self._folder.iterdir() if _CONTENT.fullmatch(path.name)]
+        self._card.perform(changes(self._folder, vault, before))
+        self.vault = vault._replace(version=vault.version + 1)
+        return vault.version
 
 
-def load_seal(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKey:
-    """Return the key that this meter seals with.
+def changes(folder: Path, vault: Vault, before: list[Path]) -> list[Operation]:
+    """Return what puts a vault in the place of the one before, step by step.
 
     Args:
-        state: The state directory.
-        environ: Where systemd names the directory of credentials.
+        folder: Where its files lie.
+        vault: What shall be there.
+        before: The contents that are there.
+    """
+    files, content = vault.close(secrets.token_bytes), folder / CONTENT.format(vault.version)
+    return [
+        Operation("replace", content, files.content),
+        Operation("replace", folder / KEY, files.key),  # from here on it counts
+        *(
+            Operation("unlink", path)
+            for path in sorted(before)
+            if path.name.removesuffix(BESIDE) != content.name
+        ),
+        Operation("sync_folder", folder),
+    ]
+
+
+def passphrase_key(text: str, passphrase: Passphrase) -> bytes:
+    """Return what a person's passphrase comes to: some tenths of a second, and 64 MB.
 
     Raises:
-        AbsentError: There is no key yet.
-        DeniedError: The key may not be read, or may be read by others than its owner.
-        ConfigError: What is there is no seed.
-        StorageError: The card failed.
+        VaultRefusedError: It would take more than this device has.
     """
-    return _load(_SEAL, state, environ)
+    if passphrase.passes > PASSES_MAX or passphrase.memory_kib > MEMORY_KIB_MAX:
+        raise VaultRefusedError("the passphrase takes more time or memory than is allowed")
+    return pwhash.argon2id.kdf(
+        KEY_BYTES,
+        text.encode(),
+        passphrase.salt,
+        opslimit=passphrase.passes,
+        memlimit=passphrase.memory_kib * 1024,
+    )
 
 
-def read_seal(path: Path) -> SigningKey:
-    """Return the sealing key in a file elsewhere, or in a pipe, which has no mode that says much.
-
-    Raises:
-        DeniedError: It may be read by others than its owner.
-        ConfigError: What is there is no seed.
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        data = file.read(FILE_BYTES_MAX + 1)
-    if stat.S_ISREG(mode):
-        _check_mode(_SEAL, stat.S_IMODE(mode), path)
-    return SigningKey(_decode(_SEAL, data, path))
+def new_passphrase() -> Passphrase:
+    """Return how the passphrase of one more person becomes a key."""
+    return Passphrase(secrets.token_bytes(SALT_BYTES), PASSES, MEMORY_KIB)
 
 
-def load_seals(state: Path, environ: Mapping[str, str] = os.environ) -> list[SigningKey]:
-    """Return every sealing key that this device has had, the first first; as `load_seal`.
-
-    A rotated key is not thrown away: what waits to be sealed may name the order before it.
-    """
-    keys = [_load(_SEAL, state, environ)]
-    for number in count(2):
-        kind = _next_seal(number)
-        if not (state / kind.file).exists():
-            return keys
-        keys.append(_load(kind, state, {}))
-    raise AssertionError  # the numbers do not end
+def _opened(files: Files | None, device: bytes, version_min: int) -> Vault:
+    if files is not None:
+        return open_vault(files, device, version_min)
+    if version_min:
+        raise VaultRefusedError(f"the vault is gone: it was written {version_min} times")
+    return found(device, secrets.token_bytes)
 
 
-def create_next_seal(state: Path, seed: bytes) -> SigningKey:
-    """Return one more sealing key of this device, kept; it seals once an order names it."""
-    return _create(_next_seal(len(load_seals(state)) + 1), state, seed)
-
-
-def _next_seal(number: int) -> _Kind:
-    return _SEAL._replace(file=f"seal-{number}.key", make="meterctl key --rotate")
-
-
-def load_vote(state: Path, environ: Mapping[str, str] = os.environ) -> SigningKey:
-    """Return the key that this node attests and speaks to its peers with; as `load_seal`."""
-    return _load(_VOTE, state, environ)
-
-
-def create_seal(state: Path, seed: bytes) -> SigningKey:
-    """Return the key of `seed`, kept: it is on the card once this returns.
-
-    Args:
-        state: The state directory; has to exist.
-        seed: 32 bytes that nobody else has or can guess.
-
-    Raises:
-        ConfigError: There is a key already, which is never replaced, or `seed` is not 32 bytes.
-        DeniedError: The directory may not be written.
-        StorageError: The card is full or failed; no key is left behind.
-    """
-    return _create(_SEAL, state, seed)
-
-
-def create_vote(state: Path, seed: bytes) -> SigningKey:
-    """Return the voting key of `seed`, kept; as `create_seal`."""
-    return _create(_VOTE, state, seed)
-
-
-def _load(kind: _Kind, state: Path, environ: Mapping[str, str]) -> SigningKey:
-    if directory := environ.get("CREDENTIALS_DIRECTORY"):
-        path = Path(directory, kind.credential)
-        if path.exists():
-            data, _ = _read(kind, path)  # systemd shows its access list as a group's bit: no mode
-            return SigningKey(data if len(data) == SEED_BYTES else _decode(kind, data, path))
-    path = state / kind.file
-    data, mode = _read(kind, path)
-    _check_mode(kind, mode, path)
-    return SigningKey(_decode(kind, data, path))
-
-
-def _check_mode(kind: _Kind, mode: int, path: Path) -> None:
+def _check_mode(folder: Path, descriptor: int) -> None:
+    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if mode & 0o077:
         raise DeniedError(
-            f"the {kind.called} {path} can be read or changed by others (mode {mode:04o})",
-            hint=f"`chmod 600 {path}`, and if others use this machine take a new key",
+            f"the vault {folder} can be read or changed by others (mode {mode:04o})",
+            hint=f"`chmod 700 {folder}`",
         )
 
 
-def _create(kind: _Kind, state: Path, seed: bytes) -> SigningKey:
-    if len(seed) != SEED_BYTES:
-        raise ConfigError(f"a seed of {SEED_BYTES} bytes was expected, {len(seed)} came")
-    path = state / kind.file
+def _locked(folder: Path) -> int:
+    """Make the folder, if it is not there, and return a descriptor that locks it."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"there is a {kind.called} already: {path}",
-            hint=kind.second,
-        ) from error
-    except PermissionError as error:
-        raise DeniedError(f"not allowed to write {path}", hint=f"give this user {state}") from error
-    except OSError as error:
-        raise StorageError(f"cannot create {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            text = seed.hex().encode() + b"\n"
-            if file.write(text) != len(text):
-                raise OSError(None, "written in part")  # noqa: TRY301 - as other failures of the card
-            os.fsync(fd)
-        sync_folder(state)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-    return SigningKey(seed)
-
-
-def _read(kind: _Kind, path: Path) -> tuple[bytes, int]:
-    """Return a small regular file's content and its permission bits."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hang us
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            mode = os.fstat(fd).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{path} is no file: move it away")
-            return file.read(FILE_BYTES_MAX + 1), stat.S_IMODE(mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        try:
+            folder.mkdir(mode=0o700)
+            sync_folder(folder.parent)
+        except FileExistsError:
+            pass
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
         raise AbsentError(
-            f"there is no {kind.called}: {path}",
-            hint=f"make one with `{kind.make} --state {path.parent}`",
+            f"there is no {folder.parent}", hint="make the account first: `meterctl init`"
         ) from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path} is no file: move it away") from error
     except PermissionError as error:
         raise DeniedError(
-            f"not allowed to read the {kind.called} {path}",
-            hint="run this as the user that owns the state directory, or as root",
+            f"not allowed to open {folder}", hint="run as the account's owner, or with sudo"
         ) from error
     except OSError as error:
+        raise StorageError(f"cannot open {folder}: {error.strerror}") from error
+    try:
+        _check_mode(folder, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BusyError(f"another program has {folder} open", hint="try again") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read(folder: Path) -> Files | None:
+    """Return the files that count; None where there are none yet.
+
+    Raises:
+        VaultRefusedError: The content is lacking, or one of them is too long.
+        StorageError: The card failed.
+    """
+    key = _bytes(folder / KEY, KEY_FILE_BYTES_MAX)
+    contents = [path for path in folder.iterdir() if _CONTENT.fullmatch(path.name)]
+    if key is None:
+        if len(contents) > 1:
+            raise VaultRefusedError(f"the key to the vault is gone: {folder / KEY}")
+        return None
+    version = named_version(key)
+    content = _bytes(folder / CONTENT.format(version), CONTENT_BYTES_MAX)
+    if content is None:
+        there = ", ".join(sorted(path.name for path in contents)) or "none"
+        raise VaultRefusedError(
+            f"the content that the key names is gone: {CONTENT.format(version)}, there is {there}",
+            hint="put the whole folder back as it was last",
+        )
+    return Files(content, key)
+
+
+def _bytes(path: Path, bytes_max: int) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _decode(kind: _Kind, data: bytes, path: Path) -> bytes:
-    """Return the seed that `data` spells; the message never repeats what is there."""
-    text = data.removesuffix(b"\n")
-    if len(text) == 2 * SEED_BYTES and all(digit in b"0123456789abcdefABCDEF" for digit in text):
-        return bytes.fromhex(text.decode())
-    raise ConfigError(
-        f"{path} is no {kind.called}: 64 hex digits were expected, {len(data)} bytes of"
-        " something else came",
-        hint=kind.restore,
-    )
+    if len(data) > bytes_max:
+        raise VaultRefusedError(f"{path} has more than {bytes_max} bytes")
+    return data

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from nacl.signing import SigningKey
 
+from meterd.device.keys import create_vote
 from meterd.device.mailbox import INBOX, OUTBOX, Mailbox
-from meterd.device.vault import create_vote
 from meterd.ledger.account import Genesis, Meter, Node
 from meterd.ledger.block import Block, Clock, Energy
 from meterd.ledger.encoding import digest, seal

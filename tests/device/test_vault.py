@@ -1,177 +1,236 @@
 from __future__ import annotations
 
-import errno
 import os
-import stat
-from contextlib import contextmanager
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from meterd.device.vault import create_seal, load_seal
-from meterd.errors import AbsentError, ConfigError, DeniedError, MeterdError, StorageError
+from meterd.device import vault as vault_module
+from meterd.device.vault import StoredVault, changes, new_passphrase, passphrase_key
+from meterd.errors import AbsentError, BusyError, DeniedError, VaultRefusedError
+from meterd.privacy.envelope import Passphrase, Vault, device_key
+from tests.test_crash_states import Disk, File
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SEED = bytes(range(32))
-OTHER = bytes(range(32, 64))
+    from meterd.device.card import Operation
+
+DEVICE, OTHER = device_key(bytes(32)), device_key(b"o" * 32)
+QUICK = Passphrase(bytes(16), 1, 8)
+KEY = passphrase_key("correct horse", QUICK)
+NAME = b"Ada Example"
 
 
-def place(path: Path, data: bytes, mode: int = 0o600) -> Path:
-    path.write_bytes(data)
-    path.chmod(mode)
-    return path
+def draw(length: int) -> bytes:
+    return os.urandom(length)
 
 
-def test_a_key_that_was_made_is_the_key_that_is_loaded(tmp_path: Path) -> None:
-    made = create_seal(tmp_path, SEED)
-    assert bytes(made) == bytes(load_seal(tmp_path, {})) == SEED
-    path = tmp_path / "seal.key"
-    assert path.read_bytes() == SEED.hex().encode() + b"\n"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+def with_ada(vault: Vault) -> Vault:
+    vault = vault.with_subject("s-1", draw, QUICK, KEY)
+    return vault.put("s-1", "name", NAME, draw, KEY)
 
 
-def test_a_key_is_made_private_whatever_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        create_seal(tmp_path, SEED)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "seal.key").stat().st_mode) == 0o600
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Return a state folder whose vault holds one person's name."""
+    with StoredVault(tmp_path, DEVICE) as stored:
+        assert stored.keep(with_ada(stored.vault)) == 1
+    return tmp_path
 
 
-def test_file_and_directory_are_synced_before_the_key_is_handed_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[bool] = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
-    create_seal(tmp_path, SEED)
-    assert synced == [False, True]
+def names(state: Path) -> list[str]:
+    return sorted(path.name for path in (state / "vault").iterdir())
 
 
-def test_a_key_is_never_replaced(tmp_path: Path) -> None:
-    create_seal(tmp_path, SEED)
-    with pytest.raises(ConfigError, match="already") as caught:
-        create_seal(tmp_path, OTHER)
-    assert "empty state directory" in caught.value.hint
-    assert bytes(load_seal(tmp_path, {})) == SEED
+def test_what_is_kept_is_there_the_next_time(state: Path) -> None:
+    with StoredVault(state, DEVICE, version_min=1) as stored:
+        assert stored.vault.get("s-1", "name", KEY) == NAME
+        stored.keep(stored.vault.put("s-1", "name", b"Bob", draw, KEY))
+        stored.keep(stored.vault.put("s-1", "city", b"Elm", draw, KEY))
+    assert names(state) == ["content-3", "key"]
+    with StoredVault(state, DEVICE, version_min=3) as stored:
+        assert stored.vault.get("s-1", "name", KEY) == b"Bob"
+        assert stored.vault.get("s-1", "city", KEY) == b"Elm"
 
 
-@pytest.mark.parametrize("seed", [b"", SEED[:31], SEED + b"\0"])
-def test_a_seed_has_32_bytes(tmp_path: Path, seed: bytes) -> None:
-    with pytest.raises(ConfigError, match="32 bytes was expected"):
-        create_seal(tmp_path, seed)
-    assert not (tmp_path / "seal.key").exists()
+def test_nobody_else_reads_the_folder(state: Path) -> None:
+    assert (state / "vault").stat().st_mode & 0o777 == 0o700
+    (state / "vault").chmod(0o750)
+    with pytest.raises(DeniedError, match="read or changed by others \\(mode 0750\\)"):
+        StoredVault(state, DEVICE)
 
 
-def _refused_fsync(_fd: int) -> None:
-    raise OSError(errno.EIO, "Input/output error")
+def test_one_program_at_a_time_has_it_open(state: Path) -> None:
+    with (
+        StoredVault(state, DEVICE),
+        pytest.raises(BusyError, match=r"another program has .*vault open"),
+    ):
+        StoredVault(state, DEVICE)
+    StoredVault(state, DEVICE).close()
+    with pytest.raises(VaultRefusedError):
+        StoredVault(state, OTHER)
+    StoredVault(state, DEVICE).close()
 
 
-def test_a_card_that_fails_leaves_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", _refused_fsync)
-    with pytest.raises(StorageError, match="Input/output error"):
-        create_seal(tmp_path, SEED)
-    assert not (tmp_path / "seal.key").exists()
+def test_there_is_no_vault_without_an_account(tmp_path: Path) -> None:
+    with pytest.raises(AbsentError, match=r"there is no .*nothing"):
+        StoredVault(tmp_path / "nothing", DEVICE)
 
 
-def test_a_directory_that_is_not_there_holds_no_key(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="No such file"):
-        create_seal(tmp_path / "nowhere", SEED)
+def changed(stored: StoredVault) -> Vault:
+    return stored.vault.put("s-1", "name", b"Bob", draw, KEY)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        pytest.param(OTHER, OTHER, id="raw bytes"),
-        pytest.param(OTHER.hex().encode(), OTHER, id="hex"),
-        pytest.param(OTHER.hex().upper().encode() + b"\n", OTHER, id="hex with a newline"),
-        pytest.param(b"\n" * 32, b"\n" * 32, id="raw bytes that look like text"),
-    ],
-)
-def test_the_credential_goes_before_the_file(
-    tmp_path: Path, content: bytes, expected: bytes
-) -> None:
-    create_seal(tmp_path, SEED)
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
-    assert bytes(load_seal(tmp_path, environ)) == SEED
-    place(credentials / "meterd.seal", content, 0o440)  # as systemd shows it to a service's user
-    assert bytes(load_seal(tmp_path, environ)) == expected
+def rotated(stored: StoredVault) -> Vault:
+    return stored.vault.rooted(draw)
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o610])
-def test_a_key_that_others_reach_is_refused(tmp_path: Path, mode: int) -> None:
-    path = place(tmp_path / "seal.key", SEED.hex().encode() + b"\n", mode)
-    with pytest.raises(DeniedError, match=f"{mode:04o}") as caught:
-        load_seal(tmp_path, {})
-    assert f"chmod 600 {path}" in caught.value.hint
-    path.chmod(0o400)
-    assert bytes(load_seal(tmp_path, {})) == SEED
+def erased(stored: StoredVault) -> Vault:
+    return stored.vault.without("s-1", draw)
 
 
-CANARY = "c0ffee"
+def held(state: Path) -> bytes | None:
+    """Return the name that the vault holds; None where the person is not there."""
+    with StoredVault(state, DEVICE) as stored:
+        try:
+            name: bytes | None = stored.vault.get("s-1", "name", KEY)
+        except AbsentError:
+            name = None
+        stored.keep(stored.vault.rooted(draw))  # it goes on
+    assert len(names(state)) == 2
+    return name
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"", id="nothing"),
-        pytest.param(SEED, id="raw bytes"),
-        pytest.param(SEED.hex()[:-1].encode() + b"\n", id="a digit short"),
-        pytest.param(SEED.hex().encode() + b"0\n", id="a digit long"),
-        pytest.param(SEED.hex().encode() + b"\n\n", id="two newlines"),
-        pytest.param(b" " + SEED.hex().encode(), id="a space"),
-        pytest.param((CANARY * 10 + "xyz!").encode(), id="letters past f"),
-        pytest.param((CANARY * 10 + "٣٣").encode(), id="digits of another script"),
-        pytest.param(CANARY.encode() * 100_000, id="far too much"),
-    ],
-)
-def test_no_key_is_read_from(tmp_path: Path, content: bytes) -> None:
-    place(tmp_path / "seal.key", content)
-    with pytest.raises(ConfigError, match="64 hex digits were expected") as caught:
-        load_seal(tmp_path, {})
-    assert CANARY not in f"{caught.value} {caught.value.hint} {caught.value.__cause__}"
+def crashed(folder: Path, operations: list[Operation]) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """Yield what may be in the folder, with how many operations were begun before."""
+    there = {path.name: path.read_bytes() for path in folder.iterdir()}
+    disk = Disk({name: File(data, len(data)) for name, data in there.items()})
+    for at, operation in enumerate(operations):
+        name = "." if operation.path == folder else operation.path.name
+        disk.do(operation.kind, name, operation.data)
+        for state in disk.states():
+            yield at, state
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "message"),
-    [
-        pytest.param(lambda _path: None, AbsentError, "no sealing key", id="missing"),
-        pytest.param(lambda path: path.mkdir(), ConfigError, "no file", id="a directory"),
-        pytest.param(os.mkfifo, ConfigError, "no file", id="a pipe"),
-        pytest.param(lambda path: path.symlink_to(path), StorageError, "symbolic", id="a loop"),
-    ],
+    ("change", "after"),
+    [(changed, b"Bob"), (rotated, NAME), (erased, None)],
+    ids=["a record", "the root key", "an erasure"],
 )
-def test_a_key_cannot_be_loaded_that_is(
-    tmp_path: Path, make: Callable[[Path], None], kind: type[MeterdError], message: str
+def test_v7_power_may_fail_at_each_step(
+    state: Path, tmp_path: Path, change: Callable[[StoredVault], Vault], after: bytes | None
 ) -> None:
-    make(tmp_path / "seal.key")
-    with pytest.raises(kind, match=message):
-        load_seal(tmp_path, {})
+    folder, found = state / "vault", set[bytes | None]()
+    with StoredVault(state, DEVICE) as stored:
+        before = [path for path in folder.iterdir() if path.name != "key"]
+        operations = changes(folder, change(stored), before)
+    assert [operation.kind for operation in operations] == [
+        "replace", "replace", "unlink", "sync_folder"
+    ]  # fmt: skip
+    for number, (at, files) in enumerate(crashed(folder, operations)):
+        again = tmp_path / f"again-{number}"
+        (again / "vault").mkdir(parents=True, mode=0o700)
+        for name, data in files.items():
+            (again / "vault" / name).write_bytes(data)
+        now = held(again)
+        assert now == (NAME if at == 0 else after)
+        found.add(now)
+    assert found == {NAME, after}
 
 
-@contextmanager
-def nobody(tmp_path: Path) -> Iterator[None]:
-    """Drop root's rights for a while, where there are any, and the directory's in any case."""
-    tmp_path.chmod(0)
-    root = not os.geteuid()
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        tmp_path.chmod(0o700)
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from meterd.device import vault as module
+from tests.device.test_vault import DEVICE, KEY, draw
+state, steps = Path(sys.argv[1]), int(sys.argv[2])
+with module.StoredVault(state, DEVICE) as stored:
+    vault = stored.vault.put("s-1", "name", b"Bob", draw, KEY)
+    real, done = stored._card._do, [0]
+    def one(operation):
+        if done[0] == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done[0] += 1
+        real(operation)
+    stored._card._do = one
+    stored.keep(vault)
+"""
 
 
-def test_somebody_else_can_neither_read_nor_make_the_key(tmp_path: Path) -> None:
-    create_seal(tmp_path, SEED)
-    with nobody(tmp_path), pytest.raises(DeniedError, match="not allowed to read"):
-        load_seal(tmp_path, {})
-    with nobody(tmp_path), pytest.raises(DeniedError, match="not allowed to write"):
-        create_seal(tmp_path, OTHER)
+@pytest.mark.parametrize("steps", range(5))
+def test_v7_a_process_that_is_killed_leaves_one_valid_state(state: Path, steps: int) -> None:
+    ran = subprocess.run([sys.executable, "-c", _KILLED, str(state), str(steps)], check=False)
+    assert ran.returncode == -signal.SIGKILL
+    assert held(state) == (NAME if steps < 3 else b"Bob")
+
+
+def lay(state: Path, name: str, data: bytes | None) -> None:
+    path = state / "vault" / name
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(data)
+
+
+def test_v7_what_is_not_the_last_vault_of_this_device_is_refused_by_name(
+    state: Path, tmp_path: Path
+) -> None:
+    yesterday = {path.name: path.read_bytes() for path in (state / "vault").iterdir()}
+    with StoredVault(state, DEVICE) as stored:
+        stored.keep(stored.vault.put("s-1", "name", b"Bob", draw, KEY))
+    today = {path.name: path.read_bytes() for path in (state / "vault").iterdir()}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with StoredVault(elsewhere, OTHER) as stored:
+        stored.keep(with_ada(stored.vault))
+        stored.keep(stored.vault)
+    foreign = {path.name: path.read_bytes() for path in (elsewhere / "vault").iterdir()}
+    cases: list[tuple[dict[str, bytes | None], str]] = [
+        ({"content-2": yesterday["content-1"]}, "the content is older: version 1, and 2 counts"),
+        ({"content-2": foreign["content-2"]}, "the content is another device's"),
+        ({"content-2": None}, "content-2, there is none"),
+        ({"content-2": None, "content-1": yesterday["content-1"]}, "there is content-1"),
+        ({"content-2": bytes(5_000_000)}, "more than 4194304 bytes"),
+        ({"key": foreign["key"]}, "sealed on another device"),
+        ({"key": b"not a key"}, "the key to the vault is damaged"),
+        ({"key": None, "content-1": b""}, "the key to the vault is gone"),
+    ]
+    for files, reason in cases:
+        for name, data in files.items():
+            lay(state, name, data)
+        with pytest.raises(VaultRefusedError, match=reason):
+            StoredVault(state, DEVICE)
+        for path in (state / "vault").iterdir():
+            path.unlink()
+        for name, good in today.items():
+            lay(state, name, good)
+    for path in (state / "vault").iterdir():
+        path.unlink()
+    for name, good in yesterday.items():
+        lay(state, name, good)
+    with pytest.raises(VaultRefusedError, match="the vault is older: 1 of 2 times written"):
+        StoredVault(state, DEVICE, version_min=2)
+    for path in (state / "vault").iterdir():
+        path.unlink()
+    with pytest.raises(VaultRefusedError, match="the vault is gone: it was written 2 times"):
+        StoredVault(state, DEVICE, version_min=2)
+
+
+def test_a_passphrase_comes_to_the_same_key_and_another_to_another() -> None:
+    assert passphrase_key("correct horse", QUICK) == KEY
+    assert passphrase_key("correct horsf", QUICK) != KEY
+    assert passphrase_key("correct horse", QUICK._replace(salt=b"s" * 16)) != KEY
+    one, other = new_passphrase(), new_passphrase()
+    assert one.salt != other.salt
+    assert (one.passes, one.memory_kib) == (vault_module.PASSES, vault_module.MEMORY_KIB)
+
+
+@pytest.mark.parametrize("greedy", [QUICK._replace(memory_kib=2**24), QUICK._replace(passes=10**6)])
+def test_a_file_from_elsewhere_does_not_stop_the_machine(greedy: Passphrase) -> None:
+    with pytest.raises(VaultRefusedError, match="more time or memory than is allowed"):
+        passphrase_key("x", greedy)

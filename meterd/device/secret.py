@@ -1,0 +1,126 @@
+"""Finds what opens this device's vault: a secret of its own, bound to its board where that can be.
+
+Two credentials of systemd (systemd.exec(5)). `meterd.device`, 32 bytes, lies on the card encrypted
+with the host's key (systemd-creds(1)), which lies there too: by itself it keeps the vault from who
+reads the state folder or a backup of it, not from who has the whole card. `meterd.board` is what
+the board's one-time programmable memory holds, read by root at each boot and never written to the
+card: with it a copied card opens nowhere else. A board that has none leaves it empty.
+
+Root has both outside of a unit as well, by asking systemd-creds.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meterd.device.card import sync_folder
+from meterd.errors import AbsentError, ConfigError, DeniedError, StorageError
+from meterd.privacy.envelope import KEY_BYTES, device_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEVICE, BOARD = "meterd.device", "meterd.board"
+STORE = Path("/etc/credstore.encrypted")
+BOARD_FILE = Path("/run/meterd-board/key")
+BOARD_BYTES_MAX = 64  # a Pi 5 has 16 rows of 32 bits for it, a Pi 4 has 8
+CREDS_S_MAX = 30
+
+
+def find_device_key(
+    environ: Mapping[str, str] = os.environ, *, store: Path = STORE, board: Path = BOARD_FILE
+) -> bytes | None:
+    """Return what opens this device's vault; None where this machine has no device secret.
+
+    Args:
+        environ: Where systemd names the directory of credentials.
+        store: Where root finds the secret outside of a unit.
+        board: Where root finds what the board holds.
+
+    Raises:
+        AbsentError: systemd-creds is not installed.
+        ConfigError: What is there is no device secret.
+        DeniedError: It may not be read.
+        StorageError: It cannot be read.
+    """
+    if (folder := environ.get("CREDENTIALS_DIRECTORY")) is not None:
+        secret = _read(Path(folder, DEVICE))
+        bound = _read(Path(folder, BOARD))
+    elif os.geteuid() == 0 and (kept := store / DEVICE).exists():
+        secret = _creds("decrypt", str(kept), "-")
+        bound = _read(board)
+    else:
+        return None
+    if secret is None:
+        return None
+    if len(secret) != KEY_BYTES:
+        raise ConfigError(
+            f"the credential {DEVICE} has {len(secret)} bytes, a device secret has {KEY_BYTES}",
+            hint="put back the one that this device was made with; another opens no vault of it",
+        )
+    if bound is not None and len(bound) > BOARD_BYTES_MAX:
+        raise ConfigError(f"the credential {BOARD} has {len(bound)} bytes: that is no board's")
+    return device_key(secret, bound or b"")
+
+
+def make_secret(store: Path = STORE) -> None:
+    """Draw this device's secret and keep it encrypted; it is durable once this returns.
+
+    Raises:
+        AbsentError: systemd-creds is not installed.
+        ConfigError: There is one: it is never replaced.
+        DeniedError: Not root.
+        StorageError: It cannot be kept.
+    """
+    path, fresh = store / DEVICE, store / f"{DEVICE}.new"
+    if os.geteuid() != 0:
+        raise DeniedError("a device secret is root's to make", hint="run it with sudo")
+    if path.exists():
+        raise ConfigError(
+            f"this device has a secret: {path}",
+            hint="with another nothing in its vault could be opened",
+        )
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
+        secret = secrets.token_bytes(KEY_BYTES)
+        _creds("encrypt", "-", str(fresh), said=secret)
+        fresh.chmod(0o600)
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        sync_folder(store)
+    except OSError as error:
+        raise StorageError(f"cannot keep {path}: {error.strerror}") from error
+
+
+def _creds(action: str, *paths: str, said: bytes = b"") -> bytes:
+    options = ("--with-key=host",) if action == "encrypt" else ()
+    command = ("systemd-creds", action, f"--name={DEVICE}", *options, *paths)
+    try:
+        done = subprocess.run(
+            command, input=said, capture_output=True, check=False, timeout=CREDS_S_MAX
+        )
+    except FileNotFoundError as error:
+        raise AbsentError(
+            "systemd-creds is not installed", hint="it comes with systemd 250 and newer"
+        ) from error
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise StorageError(f"systemd-creds could not {action} {DEVICE}: {''.join(reason)}")
+    return done.stdout
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise DeniedError(f"not allowed to read {path}") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
