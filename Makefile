@@ -27,7 +27,7 @@ setup: .venv/made
 demo: .venv/made
 	@$(bin)/meterd demo --for $(FOR) $(if $(FAULTS),--faults '$(FAULTS)')
 
-test: tools .venv/made-checks .venv-oracles/made
+test: tools .venv/made-checks .venv-oracles/made .container/made
 	$(bin)/ruff format --check
 	$(bin)/ruff check
 	$(bin)/mypy
@@ -38,7 +38,7 @@ test: tools .venv/made-checks .venv-oracles/made
 bench: .venv/made-checks
 	$(bin)/python -m tests.bench
 
-soak: tools .venv/made-checks .venv-oracles/made
+soak: tools .venv/made-checks .venv-oracles/made .container/made
 	$(bin)/python -m pytest $(SOAK)
 
 format: .venv/made-checks
@@ -50,7 +50,7 @@ tools:
 	@.ci/need strace:strace mosquitto:mosquitto mosquitto_pub:mosquitto-clients ip:iproute2 nft:nftables nats-server:nats-server
 
 clean:
-	rm -rf .venv .venv-oracles .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
+	rm -rf .venv .venv-oracles .container .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
 	    .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -74,4 +74,12 @@ clean:
 	@echo "setting up .venv-oracles"
 	@$(PYTHON) -m venv .venv-oracles
 	@.venv-oracles/bin/python -m pip install $(pip_quiet) --requirement tests/oracles/requirements.txt
+	@touch $@
+
+# What whole-device tests boot. It takes root: without, they are skipped, and CI is root.
+.container/made: tests/container/build.py pyproject.toml | .venv/made-checks
+	@.ci/need mmdebstrap:mmdebstrap systemd-nspawn:systemd-container
+	@if [ "$$(id -u)" = 0 ]; then \
+	    echo "building the container of the tests (some 90 seconds)"; $(bin)/python -m tests.container.build; \
+	else mkdir -p $(@D); fi
 	@touch $@

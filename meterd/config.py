@@ -157,7 +157,7 @@ class NetworkSettings:
         key: Path of its private key.
         tick_ms: Batches are signed at most so often; 0 signs each attestation at once.
         digest_ms: So often a node says what it holds, give or take half.
-        line: Folder of `outbox` and `inbox`; empty stands for $RUNTIME_DIRECTORY, or else `line`
+        line: Folder of `outbox` and `inbox`; empty stands for $METERD_LINE, or else `line`
             in the state folder.
         store: Path of the peer's database; empty stands for `peer.db` in the state folder.
     """

@@ -411,5 +411,5 @@ def certified_height(state: Path, roster: Roster, chain: Chain) -> int:
 
 def line_folder(state: Path, settings: Settings) -> Path:
     """Return the folder of outbox and inbox."""
-    named = settings.network.line or os.environ.get("RUNTIME_DIRECTORY", "")
+    named = settings.network.line or os.environ.get("METERD_LINE", "")
     return Path(named) if named else state / "line"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -21,14 +22,14 @@ from nacl.signing import SigningKey
 from meterd.config import load
 from meterd.ctl import COMMANDS, main
 from meterd.ctl.account import StoredAccount
-from meterd.ctl.options import Span, instant
+from meterd.ctl.options import STATE_DEFAULT, Span, instant, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.registers import registers_of
 from meterd.ctl.show import bar, kwh, zone_of
 from meterd.ctl.verify import ONE_WORKER_BYTES_MAX, workers_for
 from meterd.device.archive import segment_name
 from meterd.device.control import ControlServer
-from meterd.device.vault import load_seal
+from meterd.device.keys import load_seal
 from meterd.errors import UsageError
 from meterd.init import create_account, read_genesis
 from meterd.ledger.encoding import take_apart, verify_seal
@@ -858,6 +859,32 @@ def daemon(copy: Path) -> Iterator[Daemon]:
         loop.run_until_complete(task)
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+@pytest.mark.parametrize(
+    ("named", "state", "by_unit", "expected"),
+    [
+        (None, "/srv/account", True, "/srv/account/control"),
+        (None, STATE_DEFAULT, False, f"{STATE_DEFAULT}/control"),
+        (None, STATE_DEFAULT, True, "control of the unit"),
+        ("/run/other", STATE_DEFAULT, True, "/run/other"),
+    ],
+)
+def test_the_daemon_is_asked_where_it_listens(  # noqa: PLR0917 - one row of a table
+    named: str | None,
+    state: str,
+    by_unit: bool,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system = tmp_path / "control of the unit"
+    if by_unit:
+        system.touch()
+    monkeypatch.setattr("meterd.ctl.options.CONTROL_SYSTEM", system)
+    options = argparse.Namespace(socket=named and Path(named), state=Path(state))
+    found = socket_of(options)
+    assert str(found).removeprefix(f"{tmp_path}/") == expected
 
 
 @pytest.mark.usefixtures("daemon")

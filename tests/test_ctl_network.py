@@ -39,7 +39,7 @@ VOTERS = [HOUSE, OTHER_HOUSE, KITCHEN, REGULATOR]
 
 @pytest.fixture
 def ctl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.delenv("METERD_LINE", raising=False)
     monkeypatch.setattr("meterd.ctl.node.LINE_SYSTEM", Path("/absent"))
     return Ctl(capsys)
 
@@ -296,7 +296,7 @@ def test_the_line_may_be_elsewhere(
     (street / KITCHEN / "peer.db").rename(tmp_path / "other.db")
     where = ("--line", line, "--store", tmp_path / "other.db")
     assert ctl("peers", "--state", street / KITCHEN, *where).err == ""
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(line))
+    monkeypatch.setenv("METERD_LINE", str(line))
     assert ctl("peers", "--state", street / KITCHEN).err == ""
 
 

@@ -16,8 +16,8 @@ from meterd.ctl.order_changes import CHANGES
 from meterd.ctl.order_desk import LETTER
 from meterd.device import proofs
 from meterd.device.archive import keep_order, open_newest, read_orders
+from meterd.device.keys import load_seal
 from meterd.device.mailbox import NAME
-from meterd.device.vault import load_seal
 from meterd.enrolment import Enrolment, enrolment_text
 from meterd.ledger.encoding import seal, take_apart
 from meterd.ledger.order import decode_order, open_order
@@ -37,7 +37,7 @@ FAR = "2099-01-01"
 
 @pytest.fixture
 def ctl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
-    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.delenv("METERD_LINE", raising=False)
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     monkeypatch.setattr("meterd.ctl.node.LINE_SYSTEM", Path("/absent"))
     return Ctl(capsys)

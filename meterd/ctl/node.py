@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from meterd.ledger.account import Genesis
 
 PEER_FILE = "peer.json"
-LINE_SYSTEM = Path("/run/meterd")  # where systemd's RuntimeDirectory= puts the line
+LINE_SYSTEM = Path("/run/meterd-line")  # where the units have it
 SHOWN_BYTES_MAX = 1 << 22  # a city of 10 000 chains; past it, it is not what a peer wrote
 STALE_S = 10  # a running peer writes each 2 s
 _UNUSED_KEY = bytes(32)  # the core is never stepped here, so it signs nothing
@@ -62,7 +62,7 @@ def add_node(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder of peer.json and outbox, where the settings name one"
-        f" (default: $RUNTIME_DIRECTORY, DIR/line or {LINE_SYSTEM})",
+        f" (default: $METERD_LINE, DIR/line or {LINE_SYSTEM})",
     )
     parser.add_argument(
         "--store",
@@ -76,7 +76,7 @@ def line_of(options: argparse.Namespace) -> Path:
     """Return the folder of the line."""
     if options.line is not None:
         return Path(options.line)
-    if named := os.environ.get("RUNTIME_DIRECTORY"):
+    if named := os.environ.get("METERD_LINE"):
         return Path(named)
     own: Path = options.state / "line"
     return LINE_SYSTEM if not own.exists() and (LINE_SYSTEM / PEER_FILE).exists() else own

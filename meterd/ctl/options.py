@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     _Item = TypeVar("_Item")
 
 STATE_DEFAULT = "/var/lib/meterd"
+CONTROL_SYSTEM = Path("/run/meterd/control")  # where the unit has it
 LAST_ON_A_TERMINAL = 20  # what fits a screen with the prompt
 _FOREVER_S = 2**62
 _DATE_DIGITS = 8  # 20070205; more digits alone are Unix seconds
@@ -46,14 +47,18 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
         "--socket",
         type=Path,
         metavar="PATH",
-        help="control socket of the daemon, where the settings name one (default: DIR/control)",
+        help="control socket of the daemon, where the settings name one (default: DIR/control,"
+        f" or {CONTROL_SYSTEM} where DIR is {STATE_DEFAULT})",
     )
 
 
 def socket_of(options: argparse.Namespace) -> Path:
     """Return the path of the control socket."""
-    path: Path = options.socket or options.state / "control"
-    return path
+    if options.socket:
+        return Path(options.socket)
+    state: Path = options.state
+    by_unit = state == Path(STATE_DEFAULT) and CONTROL_SYSTEM.exists()
+    return CONTROL_SYSTEM if by_unit else state / "control"
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "print JSON") -> None:

@@ -50,8 +50,8 @@ def _add_init(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
 Once, as root, while the meter is stopped. A secret that is there stays; keys
 that lie in files are moved. Done again it does nothing.
 
-exit status: 0 done, 69 systemd-creds is absent, 75 the meter has the vault open,
-  77 not root
+exit status: 0 done, 69 systemd-creds is absent, 75 the meter has the vault
+  open, 77 not root
 
 examples:
   sudo meterctl vault init
