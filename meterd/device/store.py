@@ -306,7 +306,7 @@ class Store:
 
         All of those that another history drives out: they are kept nowhere else.
         """
-        bytes_max = 1 << 40 if load.purpose[0] == "adopt" else BLOCKS_BYTES_MAX
+        bytes_max = 1 << 40 if load.purpose[:1] == ("adopt",) else BLOCKS_BYTES_MAX
         found = self.blocks(load.chain, load.first, load.last, bytes_max=bytes_max)
         return tuple(sealed for _, sealed in found)
 
