@@ -52,6 +52,12 @@ QUARTER_S = 900  # every zone's offset is a multiple of it since 1972
 INTERVAL_S_DEFAULT = 1800  # what utilities read meters by
 POLLING_MS_DEFAULT = 5000
 LAYOUT_DEFAULT = "rpict3v1"
+GPIO_PINS = ("case_switch", "magnet", "led", "button", "relay")  # the keys of [gpio] that are pins
+GPIO_UART = (14, 15)
+GPIO_ONE_WIRE = 4
+GPIO_PULLED_UP = (2, 3)  # by resistors on every Pi, for I2C
+GPIO_PULLED_DOWN = 9  # at power-on the chip pulls 0 to 8 up and these up to 27 down
+GPIO_PINS_OTHER = 28  # from here on: a compute module's, each with a pull of its own
 
 
 class Mistake(NamedTuple):
@@ -146,6 +152,37 @@ class ControlSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpioSettings:
+    """What is wired to the pins besides the board; BCM numbers, None where nothing is.
+
+    Attributes:
+        case_switch: Input that says whether the case is open.
+        case_open: Level of it while the case is open, `high` or `low`; it is pulled there, so that
+            a cut wire is an open case.
+        magnet: Input of a switch to ground that a magnet closes.
+        led: Output of the status LED.
+        button: Input of the technician's button, to ground.
+        relay: Output of the disconnect relay.
+        relay_closed: Level of it that closes the contact, `high` or `low`.
+        debounce_ms: So long a level stands before it counts.
+    """
+
+    case_switch: int | None = None
+    case_open: str = "high"
+    magnet: int | None = None
+    led: int | None = None
+    button: int | None = None
+    relay: int | None = None
+    relay_closed: str = "low"
+    debounce_ms: int = 50
+
+    @property
+    def used(self) -> bool:
+        """Whether anything is wired."""
+        return any(getattr(self, key) is not None for key in GPIO_PINS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSettings:
     """How the peer process reaches the neighbours; the metering process knows `line` alone.
 
@@ -188,6 +225,7 @@ class Settings:
     log: LogSettings
     control: ControlSettings
     network: NetworkSettings = NetworkSettings()
+    gpio: GpioSettings = GpioSettings()
 
 
 def load(path: Path) -> Settings:
@@ -415,8 +453,9 @@ def _settings(reader: _Reader) -> Settings | None:
     """Return the settings where nothing is wrong; what concerns several keys is checked here."""
     meter, board, clamps = reader.table("meter"), reader.table("board"), reader.clamps()
     clock, log, control = reader.table("clock"), reader.table("log"), reader.table("control")
-    network = reader.table("network")
+    network, gpio = reader.table("network"), reader.table("gpio")
     _check_network(reader, network)
+    _check_gpio(reader, gpio, board)
     alternatives = _alternatives(reader, board)
     _check_interval(reader, meter, board)
     if board.get("port") == "/dev/serial0":
@@ -444,7 +483,50 @@ def _settings(reader: _Reader) -> Settings | None:
         log=LogSettings(**log),
         control=ControlSettings(**control),
         network=NetworkSettings(**network),
+        gpio=GpioSettings(**gpio),
     )
+
+
+def _check_gpio(reader: _Reader, gpio: dict[str, Any], board: dict[str, Any]) -> None:
+    """Check the pins against each other and against what else has them."""
+    owners: dict[int, str] = {}
+    if "reset_gpio" in board:
+        owners[board["reset_gpio"]] = "board.reset_gpio"
+    for key in (key for key in GPIO_PINS if key in gpio):
+        pin, place = gpio[key], ("gpio", key)
+        owner = owners.setdefault(pin, f"gpio.{key}")
+        if owner != f"gpio.{key}":
+            reader.wrong(place, f"GPIO {pin} is {owner} too", "each needs a pin of its own")
+        elif pin in GPIO_UART:
+            problem = f"GPIO {pin} is the serial port's, which the board speaks on"
+            reader.wrong(place, problem, "wire it to another pin")
+        elif pin == GPIO_ONE_WIRE:
+            problem = f"GPIO {pin} is the 1-Wire bus where dtoverlay=w1-gpio is set"
+            hint = "wire it to another pin, or leave 1-Wire off in /boot/firmware/config.txt"
+            reader.wrong(place, problem, hint, warning=True)
+    for key, of in (("case_open", "case_switch"), ("relay_closed", "relay")):
+        if key in gpio and not reader.has("gpio", of):
+            problem = f"says nothing without gpio.{of}"
+            reader.wrong(("gpio", key), problem, f"set {of}, or take it out", warning=True)
+    if gpio.get("case_open") == "low" and gpio.get("case_switch") in GPIO_PULLED_UP:
+        problem = (
+            f"GPIO {gpio['case_switch']} has a resistor to 3.3 V on the Pi: it cannot rest low"
+        )
+        reader.wrong(("gpio", "case_open"), problem, 'wire it to another pin, or set "high"')
+    _warn_of_boot(reader, gpio)
+
+
+def _warn_of_boot(reader: _Reader, gpio: dict[str, Any]) -> None:
+    """Until the meter runs, a pin is an input with the pull that the chip gives it."""
+    pin = gpio.get("relay", GPIO_PINS_OTHER)
+    closed = gpio.get("relay_closed", "low")
+    pulled = "high" if pin < GPIO_PULLED_DOWN else "low"
+    if pin < GPIO_PINS_OTHER and closed != pulled:
+        problem = (
+            f"GPIO {pin} is pulled {pulled} while the Pi boots: the contact is open until then"
+        )
+        hint = 'a household keeps its power on a pin from 9 to 27 with relay_closed = "low"'
+        reader.wrong(("gpio", "relay"), problem, hint, warning=True)
 
 
 def _check_network(reader: _Reader, network: dict[str, Any]) -> None:

@@ -226,6 +226,8 @@ _zone_text = _text(
     re.compile(r"(?=.{1,64}$)[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*").fullmatch,
 )
 
+_pin = _whole(0, 53)  # BCM: a Pi's header has 0 to 27, a compute module all
+_level = _one_of("high", "low")
 _path = _text("a path of at most 255 characters", re.compile(r"[^\x00-\x1f]{0,255}").fullmatch)
 
 TABLES: dict[str, dict[str, Rule]] = {
@@ -245,7 +247,7 @@ TABLES: dict[str, dict[str, Rule]] = {
         "polling_ms": _whole(50, 600_000),
         "current_unit": _one_of("mA", "A"),
         "vest": _number(0, 1_000_000, above=True),
-        "reset_gpio": _whole(0, 53),  # BCM: a Pi's header has 0 to 27, a compute module all
+        "reset_gpio": _pin,
         "silence_s": _whole(0, DAY_S),
     },
     "clamp": {
@@ -260,6 +262,16 @@ TABLES: dict[str, dict[str, Rule]] = {
         "commit_s": _whole(1, 3600),
         "reserve_mb": _whole(0, 1_000_000),
         "retain_days": _whole(0, 36_500),
+    },
+    "gpio": {
+        "case_switch": _pin,
+        "case_open": _level,
+        "magnet": _pin,
+        "led": _pin,
+        "button": _pin,
+        "relay": _pin,
+        "relay_closed": _level,
+        "debounce_ms": _whole(5, 500),  # an opening is told of within a second
     },
     "network": {
         "name": _name,
