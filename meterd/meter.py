@@ -28,13 +28,14 @@ from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
 from meterd.errors import ConfigError, EncodingError, StorageError
+from meterd.guard import Guard
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, line_folder
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
     from typing import NoReturn
 
@@ -69,6 +70,7 @@ class Meter:
         last: The last reading and its stamp, or None.
         begins_anew: The account has begun anew behind its neighbours' blocks: start once more.
         durable_height: Height of the last block that is on the card: no other is told of.
+        guard: Case switch, relay and what else is wired to pins.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Meter:
             changes=tuple(change[1:] for change in roster.intervals[1:]),
         )
         self.book.alarmed = self._alarmed
+        self.guard = Guard(state, settings.gpio, self.book, logger)
         self.neighbours = Neighbours(
             roster,
             self.book.chain,
@@ -208,6 +211,7 @@ class Meter:
                     self._reading,
                     tasks.create_task(self._keep(), name="keep the log"),
                     tasks.create_task(self._control(), name="answer"),
+                    tasks.create_task(self.guard.watch(self._wake.set), name="watch the pins"),
                 ]
                 measure = tasks.create_task(self._measure(), name="measure")
                 await measure
@@ -360,10 +364,24 @@ class Meter:
         self._see_unread()
         book.count_dropped(self._decoder.dropped)
         book.tick(stamp.boot_ms, stamp)
+        self.guard.turn(*self._troubles(stamp))
         due = stamp.boot_ms - self._committed_ms >= self.settings.log.commit_s * 1000
-        if (due or book.pending) and self._written.is_set() and self.port_state != "closed":
+        if (
+            (due or book.pending or self.guard.pending)
+            and self._written.is_set()
+            and self.port_state != "closed"
+        ):
             self._committed_ms = stamp.boot_ms
             self._hand_over()
+
+    def _troubles(self, stamp: Stamp) -> Iterator[str]:
+        """Yield what the status LED has to say and no alarm does, as `lamp.PATTERNS` calls it."""
+        if self.neighbours.stopped:
+            yield "stopped"
+        if stamp.status == "R":
+            yield "clock"
+        if self.port_state == "closed":
+            yield "starting"
 
     # --- the neighbours -------------------------------------------------------------------------
 
@@ -457,7 +475,7 @@ class Meter:
         )
 
     def _hand_over(self) -> None:
-        operations = self.book.commit()
+        operations = self.book.commit() + self.guard.take_operations()
         if operations:
             self._handed_over = self.book.chain
             self._sealed += self.book.take_sealed()
@@ -498,6 +516,7 @@ class Meter:
             sealed, self._sealed = self._sealed, []
             if sealed:
                 self.neighbours.sealed(self._handed_over, sealed)
+            self.guard.written()
             self._written.set()
             self._check_room()
             self._wake.set()  # what was sealed meanwhile need not wait for the next line
