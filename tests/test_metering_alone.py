@@ -17,12 +17,14 @@ from meterd.device.mailbox import INBOX, Mailbox
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import seal, take_apart
 from meterd.neighbours import Neighbours
+from meterd.software import IRRELEVANT, PACKAGE, RELEVANT
 from tests import street
 from tests.authority.examples import ENROL, block, certificate, key, order, sealed
 from tests.net import flipped
 from tests.rig import MIDNIGHT_S, Rig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -42,6 +44,20 @@ def test_s2_nothing_that_metering_imports_now_or_later_has_a_network() -> None:
         assert len(reached) > 30
         assert not reached & NETWORK_MODULES, module
     assert "paho" in graph.find_upstream_modules("meterd.peer")  # the check can fail
+
+
+def modules(patterns: Iterable[str]) -> set[str]:
+    found = {path for pattern in patterns for path in PACKAGE.glob(pattern) if path.suffix == ".py"}
+    names = (path.relative_to(PACKAGE.parent).with_suffix("").as_posix() for path in found)
+    return {name.replace("/", ".") for name in names if not name.endswith("__init__")}
+
+
+def test_s1_all_that_metering_imports_is_identified_or_said_to_be_irrelevant() -> None:
+    """By the source: what was made a module of its own yesterday has not fallen out."""
+    reached = grimp.build_graph("meterd", cache_dir=None).find_upstream_modules("meterd.run")
+    identified = modules(RELEVANT) - modules(IRRELEVANT)
+    assert {"meterd.bookkeeper", "meterd.device.log", "meterd.ledger.block"} <= reached
+    assert reached | {"meterd.run"} == identified | (modules(IRRELEVANT) & reached)
 
 
 def test_s2_a_metering_process_has_no_such_module() -> None:
