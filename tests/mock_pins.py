@@ -14,59 +14,62 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpiozero.pins.mock import MockPin
+
+    from meterd.guard import Guard
 
 LEVELS = {"low": False, "high": True}
+pins: list[MockPin] = []
+guards: list[Guard] = []
 
 
-@atexit.register  # before gpiozero registers its own end, so it is called after that
 def tell() -> None:
     for pin in pins:
         level = "high" if pin._state else "low"
         sys.stderr.write(f"pin {pin.info.name} {pin.function} {level}\n")
 
 
-from gpiozero import Device  # noqa: E402 - see above
-from gpiozero.pins.mock import MockPin  # noqa: E402
+def arrange() -> None:
+    """Put what the test wants between meterd and the pins."""
+    atexit.register(tell)  # before gpiozero registers its own end, so it is called after that
+    from gpiozero.pins.mock import MockPin
 
-from meterd import meter  # noqa: E402
-from meterd.__main__ import main  # noqa: E402
-from meterd.guard import Guard  # noqa: E402
+    from meterd import meter
+    from meterd.guard import Guard
 
-pins: list[MockPin] = []
-guards: list[Guard] = []
-wired = {
-    f"GPIO{number}": LEVELS[level]
-    for number, _, level in (
-        wire.partition("=") for wire in os.environ.get("MOCK_PINS", "").split(",")
-    )
-    if level
-}
-begin, pull = MockPin.__init__, MockPin._set_pull
+    wired = {
+        f"GPIO{number}": LEVELS[level]
+        for number, _, level in (
+            wire.partition("=") for wire in os.environ.get("MOCK_PINS", "").split(",")
+        )
+        if level
+    }
+    begin, pull = MockPin.__init__, MockPin._set_pull
 
+    def begin_noted(pin: MockPin, *arguments: object) -> None:
+        begin(pin, *arguments)
+        pins.append(pin)
 
-def begin_noted(pin: MockPin, *arguments: object) -> None:
-    begin(pin, *arguments)
-    pins.append(pin)
+    def pull_against_wire(pin: MockPin, value: str) -> None:
+        pull(pin, value)
+        if pin.info.name in wired:
+            (pin.drive_high if wired[pin.info.name] else pin.drive_low)()
 
+    def guard_noted(*arguments: Any) -> Guard:  # noqa: ANN401 - whatever a guard takes
+        guards.append(Guard(*arguments))
+        return guards[-1]
 
-def pull_against_wire(pin: MockPin, value: str) -> None:
-    pull(pin, value)
-    if pin.info.name in wired:
-        (pin.drive_high if wired[pin.info.name] else pin.drive_low)()
-
-
-def guard_noted(*arguments: Any) -> Guard:  # noqa: ANN401 - whatever a guard takes
-    guards.append(Guard(*arguments))
-    return guards[-1]
-
-
-meter.Guard = guard_noted  # type: ignore[attr-defined, assignment]
-MockPin.__init__ = begin_noted
-MockPin._set_pull = pull_against_wire
+    meter.Guard = guard_noted  # type: ignore[attr-defined, assignment]
+    MockPin.__init__ = begin_noted
+    MockPin._set_pull = pull_against_wire
 
 
 def obey() -> None:
+    from gpiozero import Device
+
     while True:
         for line in Path(os.environ["MOCK_PINS_FIFO"]).read_text().splitlines():
             number, level = line.split()
@@ -80,5 +83,9 @@ def obey() -> None:
             (pin.drive_high if LEVELS[level] else pin.drive_low)()
 
 
-threading.Thread(target=obey, daemon=True).start()
-sys.exit(main())
+if __name__ == "__main__":
+    arrange()
+    from meterd.__main__ import main
+
+    threading.Thread(target=obey, daemon=True).start()
+    sys.exit(main())
