@@ -154,4 +154,5 @@ def begin(machine: Machine) -> None:
     copy = ("install", "-m", "600", "-o", "meterd-peer", "-g", "meterd")
     machine.run(*copy, f"{STATE}/genesis.cbor", f"{PEER_STATE}/genesis.cbor")
     machine.run("systemctl", "daemon-reload")
-    machine.run("systemctl", "start", "broker.service", "meterd.service", "meterd-peer.service")
+    for unit in ("broker.service", "meterd.service", "meterd-peer.service"):
+        machine.restart(unit)

@@ -138,6 +138,15 @@ class Machine:
         )
         return done.stdout
 
+    def restart(self, unit: str) -> None:
+        """Start a unit, anew if it runs; return once it runs, by its own `Restart=` if need be."""
+        self.run("systemctl", "restart", unit, check=False)
+        try:
+            self.until(lambda: self.shown(unit, "ActiveState") == "active", f"{unit} runs")
+        except AssertionError:
+            said = self.run("journalctl", "--namespace=*", "--no-pager", "--lines=60", check=False)
+            pytest.fail(f"{unit} does not start:\n{said}")
+
     def shown(self, unit: str, name: str) -> str:
         """Return a property of a unit."""
         return self.run("systemctl", "show", unit, f"--property={name}", "--value").strip()

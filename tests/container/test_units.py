@@ -128,7 +128,8 @@ def secrets_of(tree: Tree) -> tuple[str, ...]:
 def probe_unit(unit: str, state: str) -> str:
     """Return a unit that is the same but for the program."""
     text = (ROOT / "systemd" / unit).read_text()
-    text = re.sub(r"^(Type|WatchdogSec|Restart|RestartSec)=.*\n", "", text, flags=re.MULTILINE)
+    own = r"^(Type|WatchdogSec|Restart|RestartSec|RuntimeDirectory)=.*\n"
+    text = re.sub(own, "", text, flags=re.MULTILINE)
     program = f"ExecStart={VENV}/bin/python3 /usr/lib/probe.py {state}\nType=oneshot"
     return re.sub(r"^ExecStart=.*$", program, text, flags=re.MULTILINE)
 
@@ -256,7 +257,7 @@ def places_of(device: Machine, key: str) -> list[str]:
 def test_h4_keys_are_in_no_environment_argument_unit_journal_or_state(running: Running) -> None:
     device = running.machine
     for unit in (METER, PEER):
-        device.run("systemctl", "restart", unit)
+        device.restart(unit)
     planted = "4a61d8f0c2"
     device.run("bash", "-c", f"echo {planted} > /etc/planted; logger {planted}")
     device.run("systemd-run", f"--setenv=PLANTED={planted}", "--unit=planted", "sleep", "600")
