@@ -43,6 +43,8 @@ from meterd.device.control_connection import INTERFACE, Connection, Failed, list
 INTERFACE_VERSION = "1"  # the software's own version is a field of Status
 CONNECTIONS_MAX = 16  # people at one device; more is a program gone wrong, and is told so
 FEED_ITEMS_MAX = 64  # readings for a slow listener: five minutes at one each 5 s
+SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13; Python has no name for it
+GROUPS_MAX = 256  # of one user; Python reads no more, and most have ten
 ACCEPT_RETRY_S = 1.0  # when the process is out of descriptors; a readable socket would spin
 
 _Item = TypeVar("_Item")
@@ -343,6 +345,7 @@ class ControlServer:
         listener = listen(self._path)
         made = self._path.stat()
         allowed = self._allowed_uids or members_of(made.st_gid)
+        group = made.st_gid if self._allowed_uids is None else None
         loop = asyncio.get_running_loop()
         try:
             self.listening.set()
@@ -352,7 +355,7 @@ class ControlServer:
                 except OSError:  # out of descriptors, or it went before it was taken
                     await asyncio.sleep(ACCEPT_RETRY_S)
                 else:
-                    self._take(connected, allowed, loop)
+                    self._take(connected, allowed, group, loop)
         finally:
             self.listening.clear()
             listener.close()
@@ -369,13 +372,14 @@ class ControlServer:
         self,
         connected: socket.socket,
         allowed: Callable[[int], bool],
+        group: int | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         _, uid, _ = struct.unpack(
             "3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
         refusal: VarlinkErrorReply | None = None
-        if not allowed(uid):
+        if not (allowed(uid) or group in groups_of(connected)):
             refusal = PermissionDenied()
         elif len(self._connections) >= CONNECTIONS_MAX:
             refusal = TooManyConnections(connections_max=CONNECTIONS_MAX)
@@ -394,6 +398,19 @@ class ControlServer:
     def _forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self.dropped += connection.dropped
+
+
+def groups_of(connected: socket.socket) -> frozenset[int]:
+    """Return the further groups of whoever has connected, as the kernel knows them.
+
+    Under the unit's PrivateUsers= other users than root and our own have no number here, so that
+    they cannot be looked up; the group that the socket has is known.
+    """
+    try:
+        found = connected.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * GROUPS_MAX)
+    except OSError:  # more than that, or a kernel without it: the user database has its say
+        return frozenset()
+    return frozenset(gid for (gid,) in struct.iter_unpack("I", found))
 
 
 def members_of(gid: int) -> Callable[[int], bool]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import grp
 import json
 import os
@@ -20,6 +21,7 @@ from meterd.device import control_connection
 from meterd.device.control import (
     CONNECTIONS_MAX,
     FEED_ITEMS_MAX,
+    GROUPS_MAX,
     ControlServer,
     EventRecord,
     Feed,
@@ -28,6 +30,7 @@ from meterd.device.control import (
     RegistersReply,
     StatusReply,
     _Control,
+    groups_of,
     members_of,
 )
 from meterd.device.control_client import ControlClient
@@ -536,6 +539,29 @@ def test_a_user_may_connect_that_is(
         grp, "getgrgid", lambda gid: types.SimpleNamespace(gr_mem=["besides"] if gid == 500 else [])
     )
     assert members_of(500)(uid) is allowed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root: CI runs this as root")
+@pytest.mark.parametrize("groups", [[], [4242], list(range(5000, 5000 + GROUPS_MAX))])
+def test_whoever_connects_is_known_by_further_groups(groups: list[int]) -> None:
+    """Under PrivateUsers= nobody can be looked up by the number that the kernel shows."""
+    before = os.getgroups()
+    os.setgroups(groups)
+    try:
+        near, far = socket.socketpair(socket.AF_UNIX)
+    finally:
+        os.setgroups(before)
+    with near, far:
+        assert groups_of(near) == frozenset(groups)
+
+
+def test_whoever_is_in_more_groups_than_can_be_read_is_looked_up() -> None:
+    class Crowded(socket.socket):
+        def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
+            raise OSError(errno.ERANGE, "Numerical result out of range")
+
+    with Crowded(socket.AF_UNIX) as near:
+        assert groups_of(near) == frozenset()
 
 
 def test_the_socket_is_the_owners_and_the_groups_and_goes_with_the_server(tmp_path: Path) -> None:
