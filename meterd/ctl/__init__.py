@@ -34,6 +34,7 @@ COMMANDS = {
     "vault": ("meterd.ctl.vault", "the device's secret, and what its vault holds"),
     "network": ("meterd.ctl.network", "found a network, enrol in it, look at it"),
     "broker-config": ("meterd.ctl.broker_config", "a broker's settings; certificates of a street"),
+    "ca": ("meterd.ctl.technician_ca", "certificates by which technicians come in over SSH"),
 }
 
 EPILOG = """\

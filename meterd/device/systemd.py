@@ -14,15 +14,21 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meterd.errors import AbsentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 LOGGER_NAME = "meterd"
+# Meterd's own journal comes first: what floods the other (sshd's log of strangers) neither crowds
+# records out of it nor uses up what journald lets one unit say.
+JOURNAL_SOCKETS = (Path("/run/systemd/journal.meterd/socket"), Path("/run/systemd/journal/socket"))
+RECORD_S_MAX = 5.0  # the journal takes a line at once, unless it hangs
 PING_PART = 2  # pings in one watchdog period, as sd_watchdog_enabled(3) advises: one may be late
 
 _PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f\x7f]+")
@@ -157,6 +163,65 @@ def journal_fields(event: str, fields: Mapping[str, str]) -> dict[str, str]:
     """Return the journal's fields: capitals, digits and underscores (systemd.journal-fields(7))."""
     named = {"METERD_" + _FIELD_OTHER.sub("_", key.upper()): fields[key] for key in fields}
     return named | {"METERD_EVENT": event}
+
+
+class RecordHandler(logging.Handler):
+    """Hands lines to the journal, and raises where it cannot: for what may not happen unrecorded.
+
+    It speaks the journal's own protocol. The library's call would do, but for one thing: where no
+    journal listens it says nothing of it. A line that is handed over outlasts this process; that
+    of a machine is as durable as its journal.
+    """
+
+    def __init__(self, identifier: str, paths: Sequence[Path] = JOURNAL_SOCKETS) -> None:
+        """Prepare to hand lines to the first journal of `paths`, in the name of `identifier`."""
+        super().__init__()
+        self._identifier, self._paths = identifier, paths
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a line over.
+
+        Raises:
+            AbsentError: The journal does not take it.
+        """
+        fields = {
+            "MESSAGE": record.getMessage(),
+            "PRIORITY": next((p[1:-1] for level, p in _PRIORITIES if record.levelno >= level), "7"),
+            "SYSLOG_IDENTIFIER": self._identifier,
+        }
+        fields |= {key: value for key, value in vars(record).items() if key.startswith("METERD_")}
+        path = next((path for path in self._paths if path.exists()), self._paths[-1])
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+                journal.settimeout(RECORD_S_MAX)
+                journal.connect(os.fspath(path))
+                journal.send(journal_datagram(fields))
+        except OSError as error:
+            raise AbsentError(
+                f"the journal at {path} does not take records: {error.strerror or error}",
+                hint="what is not recorded is not done: see `systemctl status systemd-journald`",
+            ) from error
+
+
+def journal_datagram(fields: Mapping[str, str]) -> bytes:
+    r"""Return fields as the journal takes them, each with its length: no value can begin another.
+
+    >>> journal_datagram({"A": "b"})
+    b'A\n\x01\x00\x00\x00\x00\x00\x00\x00b\n'
+    """
+    return b"".join(
+        name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
+        for name, value in (
+            (name, text.encode(errors="backslashreplace")) for name, text in fields.items()
+        )
+    )
+
+
+def record_logger(identifier: str, paths: Sequence[Path] = JOURNAL_SOCKETS) -> logging.Logger:
+    """Return a logger whose lines the journal has once `log_event` returns; it raises otherwise."""
+    logger = logging.Logger(f"{LOGGER_NAME}.record", logging.INFO)  # noqa: LOG001 - nobody else's
+    logger.addHandler(RecordHandler(identifier, paths))
+    return logger
 
 
 def stderr_is_journal(environ: Mapping[str, str]) -> bool:

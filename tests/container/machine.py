@@ -147,6 +147,17 @@ class Machine:
             said = self.run("journalctl", "--namespace=*", "--no-pager", "--lines=60", check=False)
             pytest.fail(f"{unit} does not start:\n{said}")
 
+    def outside(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the host in the network of this machine; return what came of it."""
+        return subprocess.run(
+            ["nsenter", "-t", self._init, "-n", *command],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+
     def shown(self, unit: str, name: str) -> str:
         """Return a property of a unit."""
         return self.run("systemctl", "show", unit, f"--property={name}", "--value").strip()

@@ -1,0 +1,249 @@
+"""`meterd-session`: what sshd starts for a technician, whatever was asked for.
+
+It is the ForceCommand, and the account's shell as well: there is no shell to get out to. It takes
+nothing from its arguments, and from its environment four things that sshd sets: which certificate
+has opened the session, what was asked for, where from, and the terminal's type. A line that was
+sent is one command of the closed list in `technician_commands`; with none, and a terminal, lines
+are read from a prompt.
+
+Each line is in the journal, with the certificate's id and serial, before anything comes of it, and
+its result after. Where that cannot be, or nobody can say whose certificate it is, nothing is done.
+
+    journalctl METERD_EVENT=technician_command
+    journalctl METERD_CERTIFICATE=jo METERD_SERIAL=17
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from meterd.cli import run
+from meterd.ctl.technician_certificate import (
+    CERTIFICATE_BYTES_MAX,
+    Certificate,
+    decode_entry,
+    fingerprint,
+)
+from meterd.ctl.technician_commands import HELP, HINT, chosen, help_lines, shown
+from meterd.device.systemd import log_event, record_logger
+from meterd.errors import DeniedError, EncodingError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import FrameType
+
+IDENTIFIER = "meterd-session"
+PROMPT = "meterctl> "
+ENDS = frozenset({"exit", "quit", "logout"})
+EXIT_SIGNAL = 128  # and the signal's number, as a shell has it
+ENTRY_BYTES_MAX = 2 * CERTIFICATE_BYTES_MAX  # base64 takes a third more
+_HANG_UPS = (signal.SIGHUP, signal.SIGTERM)
+_TERMINAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
+_SOURCE = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64}")
+
+
+class HungUp(Exception):  # noqa: N818 - nothing went wrong
+    """The client, or the machine, ends the session."""
+
+
+class Asked(NamedTuple):
+    """What sshd says of a session, in its environment.
+
+    Attributes:
+        entry: The file that says how it was opened; empty where there is none.
+        line: What was asked for; None where it was a session as such.
+        source: Address of the client.
+        terminal: Type of the terminal.
+    """
+
+    entry: str
+    line: str | None
+    source: str
+    terminal: str
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Asked:
+        """Take from `environ` what is ours, and of that nothing that cannot be."""
+        source = environ.get("SSH_CONNECTION", "").partition(" ")[0]
+        terminal = environ.get("TERM", "")
+        return cls(
+            environ.get("SSH_USER_AUTH", ""),
+            environ.get("SSH_ORIGINAL_COMMAND"),
+            source if _SOURCE.fullmatch(source) else "unknown",
+            terminal if _TERMINAL.fullmatch(terminal) else "dumb",
+        )
+
+
+class Session:
+    """Lines of one technician: each is recorded, judged, recorded again."""
+
+    def __init__(
+        self,
+        who: Certificate,
+        source: str,
+        log: logging.Logger,
+        perform: Callable[[tuple[str, ...]], int],
+    ) -> None:
+        """Begin a session.
+
+        Args:
+            who: Whose certificate opened it.
+            source: Address of the client.
+            log: Raises where it cannot record.
+            perform: Does a command of `meterctl`, and returns its exit status.
+        """
+        self._who = {
+            "certificate": who.identity,
+            "serial": who.serial,
+            "key": fingerprint(who.key),
+            "source": source,
+        }
+        self._log, self._perform = log, perform
+        self._lines = 0
+
+    def record(self, level: int, event: str, **fields: object) -> None:
+        """Have the journal say what happens.
+
+        Raises:
+            AbsentError: It does not.
+        """
+        log_event(self._log, level, event, **self._who, **fields)
+
+    def do(self, line: str) -> int:
+        """Do what a line asks for; return the exit status.
+
+        Raises:
+            UsageError: It is not in the list: nothing came of it.
+            AbsentError: It could not be recorded: nothing came of it, or its result is not known.
+        """
+        self._lines += 1
+        about = {"line": self._lines, "command": shown(line)}
+        try:
+            arguments = chosen(line)
+        except UsageError as error:
+            self.record(logging.WARNING, "technician_refused", **about, reason=str(error))
+            raise
+        self.record(logging.INFO, "technician_command", **about)
+        try:
+            status = self._perform(arguments)
+        except BaseException as error:
+            self.record(logging.WARNING, "technician_result", **about, result=type(error).__name__)
+            raise
+        self.record(logging.INFO, "technician_result", **about, result=status)
+        return status
+
+
+def main() -> int:
+    """Run a session and return its exit code; arguments say nothing."""
+    return run("meterctl", lambda: _main(Asked.of(os.environ)))
+
+
+def _main(asked: Asked) -> int:
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # a result could not be recorded after it
+    for number in _HANG_UPS:
+        signal.signal(number, _hang_up)
+    log = record_logger(IDENTIFIER)
+    try:
+        who = decode_entry(read_entry(Path(asked.entry)))
+    except (OSError, EncodingError) as error:
+        log_event(
+            log, logging.WARNING, "technician_unknown", source=asked.source, reason=str(error)
+        )
+        raise DeniedError(
+            "nobody can say whose certificate has opened this session",
+            hint="come in over SSH, and see that `sshd -T` has `exposeauthinfo yes`",
+        ) from error
+    session = Session(who, asked.source, log, lambda what: perform(what, asked.terminal))
+    session.record(logging.INFO, "technician_entered")
+    try:
+        if asked.line is not None:
+            return session.do(asked.line)
+        return prompt(session)
+    except HungUp:
+        return EXIT_SIGNAL + signal.SIGHUP
+    finally:
+        session.record(logging.INFO, "technician_left")
+
+
+def _hang_up(_signal: int, _frame: FrameType | None) -> None:
+    for number in _HANG_UPS:  # once is enough, and the end has to be recorded
+        signal.signal(number, signal.SIG_IGN)
+    raise HungUp
+
+
+def read_entry(path: Path) -> bytes:
+    """Return the file in which sshd says how a session was opened.
+
+    Raises:
+        EncodingError: It is not a file that sshd has made for this user.
+        OSError: It cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.getuid()):
+            raise EncodingError("how the session was opened is not for this user to say")
+        if stat.S_IMODE(found.st_mode) & 0o022:
+            raise EncodingError("others could have written how the session was opened")
+        return file.read(ENTRY_BYTES_MAX)
+
+
+def prompt(session: Session) -> int:
+    """Take lines from the terminal until it has no more; return the exit status.
+
+    Raises:
+        UsageError: There is no terminal.
+    """
+    if not sys.stdin.isatty():
+        session.record(logging.WARNING, "technician_refused", reason="no command and no terminal")
+        raise UsageError("a session without a terminal takes one command", hint=HINT)
+    sys.stdin.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    print("`help` lists what can be asked for here; `exit` ends the session.")
+    while True:
+        try:
+            print(PROMPT, end="", flush=True)
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            print()
+            continue
+        if not line or line.strip() in ENDS:
+            return 0
+        if line.strip():
+            run("meterctl", partial(session.do, line.strip()))
+
+
+def perform(arguments: tuple[str, ...], terminal: str) -> int:
+    """Do a command of `meterctl` in a process of its own; return its exit status.
+
+    Nothing of this process's environment reaches it, nor what is typed. Ctrl-C ends it, and not
+    the session.
+    """
+    if arguments == (HELP,):
+        print("\n".join(help_lines()))
+        return 0
+    python = Path(sys.executable)
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a command has its own
+    try:
+        with subprocess.Popen(
+            [python, "-I", python.with_name("meterctl"), *arguments],
+            stdin=subprocess.DEVNULL,
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": terminal},
+            cwd="/",
+        ) as process:
+            try:
+                status = process.wait()
+            except BaseException:
+                process.terminate()
+                raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return status if status >= 0 else EXIT_SIGNAL - status

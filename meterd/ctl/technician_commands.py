@@ -1,0 +1,145 @@
+r"""What a technician may ask for: a closed list of commands, each with a closed list of options.
+
+There is no path, no address and no program in it: what could name a file of the technician's own
+choosing is set here, or left out. What is not in the list has no effect.
+
+>>> chosen("meterctl events --last=5")
+('events', '--last', '5')
+>>> chosen("events --state /etc")
+Traceback (most recent call last):
+    ...
+meterd.errors.UsageError: events does not take '--state' here
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import NamedTuple
+
+from meterd.ctl.options import STATE_DEFAULT
+from meterd.errors import UsageError
+
+LINE_LETTERS_MAX = 400  # the longest command below is about 100
+SHOWN_LETTERS_MAX = 200  # of a line that is refused: enough to see what was tried
+HINT = "`help` lists what can be asked for here"
+
+_NUMBER = re.compile(r"[0-9]{1,6}")
+_KIND = re.compile(r"[a-z][a-z_]{0,31}")
+_TIME = re.compile(r"[0-9][0-9TZ:.+-]{3,39}")
+_KEY = re.compile(r"[0-9a-f]{64}")
+_HEAD = re.compile(r"[0-9]{1,12}:[0-9a-f]{64}")
+
+
+class Offer(NamedTuple):
+    """A command that a technician has.
+
+    Attributes:
+        summary: What it is for.
+        options: That it takes, each with what its value may be; None for one without.
+        fixed: Arguments that it always gets, of our choosing.
+    """
+
+    summary: str
+    options: dict[str, re.Pattern[str] | None]
+    fixed: tuple[str, ...] = ()
+
+
+_JSON: dict[str, re.Pattern[str] | None] = {"--json": None}
+_SPAN = _JSON | {"--from": _TIME, "--to": _TIME, "--last": _NUMBER}
+
+# Without `samples` and `usage`: what a household used, and when, no repair has to know.
+OFFERS = {
+    "status": Offer("how the meter is", _JSON),
+    "watch": Offer("readings as they come; Ctrl-C ends it", _JSON | {"--count": _NUMBER}),
+    "registers": Offer("energy counted since the meter was commissioned", _JSON),
+    "events": Offer("what has happened", _SPAN | {"--kind": _KIND}),
+    "blocks": Offer("sealed intervals", _SPAN),
+    "head": Offer("how far the chain is sealed, and certified by others", _JSON),
+    "peers": Offer("neighbours, brokers, and everybody's chains", _JSON),
+    "verify": Offer(
+        "judge the account on the card",
+        _JSON | {"--key": _KEY, "--head": _HEAD},
+        (STATE_DEFAULT,),
+    ),
+    "version": Offer("release and software id", {}, ()),
+}
+HELP = "help"
+
+
+def chosen(line: str) -> tuple[str, ...]:
+    """Return the arguments of `meterctl` that a line asks for; `("help",)` for help.
+
+    Args:
+        line: As it was typed, or sent; the word `meterctl` may stand before it.
+
+    Raises:
+        UsageError: It asks for anything else.
+    """
+    if len(line) > LINE_LETTERS_MAX or not line.isascii() or not line.isprintable():
+        raise UsageError(
+            f"expected one line of at most {LINE_LETTERS_MAX} plain letters", hint=HINT
+        )
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"a quote is left open: {shown(line)}", hint=HINT) from error
+    if words[:1] == ["meterctl"]:
+        words = words[1:]
+    name, *words = words or [""]
+    if name == HELP and not words:
+        return (HELP,)
+    offer = OFFERS.get(name)
+    if offer is None:
+        raise UsageError(f"there is no command {shown(name)} here", hint=HINT)
+    return (
+        "--version" if name == "version" else name,
+        *offer.fixed,
+        *_options(name, offer, words),
+    )
+
+
+def _options(name: str, offer: Offer, words: list[str]) -> list[str]:
+    """Return the options in `words`, each apart from its value and each in the list."""
+    taken: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option, has_value, value = word.partition("=")
+        if option not in offer.options:
+            raise UsageError(f"{name} does not take {shown(option)} here", hint=HINT)
+        pattern = offer.options[option]
+        if pattern is None:
+            if has_value:
+                raise UsageError(f"{option} takes no value", hint=HINT)
+            taken.append(option)
+            continue
+        value = value if has_value else next(rest, "")
+        if not pattern.fullmatch(value):
+            raise UsageError(f"{option} does not take {shown(value)}", hint=HINT)
+        taken += [option, value]
+    return taken
+
+
+def shown(text: str) -> str:
+    r"""Return what was typed for people to see and for the journal: cut, and nothing in it unseen.
+
+    >>> shown("a\nb"), shown("x" * 999)[-6:]
+    ("'a\\nb'", "xxxx'…")
+    """
+    if len(text) <= SHOWN_LETTERS_MAX:
+        return ascii(text)
+    return ascii(text[:SHOWN_LETTERS_MAX]) + "…"
+
+
+def help_lines() -> list[str]:
+    """Return what can be asked for, a line each."""
+    lines = []
+    for name, offer in OFFERS.items():
+        options = " ".join(
+            f"[{option}]" if pattern is None else f"[{option} …]"
+            for option, pattern in offer.options.items()
+        )
+        lines.append(f"{name:10} {offer.summary}")
+        if options:
+            lines.append(f"{'':10} {options}")
+    return [*lines, f"{HELP:10} this list", f"{'exit':10} end the session"]
