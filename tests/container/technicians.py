@@ -28,6 +28,7 @@ SIGNED_BY_HAND = {
     "as-root": ("-n", "root,technician", "-z", "104"),
     "as-host": ("-h", "-n", "technician", "-z", "105"),
     "bound": ("-n", "technician", "-z", "106", "-O", "source-address=192.0.2.1"),
+    "roomy": ("-n", "technician", "-z", "108"),  # permits all that ssh-keygen permits by itself
     "forcing": ("-n", "technician", "-z", "107", "-O", "force-command=/usr/bin/id"),
 }
 
@@ -63,7 +64,7 @@ def admit(tree: Tree) -> None:
     ctl("revoke", "--ca", CA, "gone")
     for name, flags in SIGNED_BY_HAND.items():
         tree.run("ssh-keygen", "-q", "-s", f"{CA}/technician-ca", "-I", name, *flags, key(name))
-    old = ("-I", "ecdsa", "-n", "technician", "-z", "108")
+    old = ("-I", "ecdsa", "-n", "technician", "-z", "109")
     tree.run("ssh-keygen", "-q", "-s", f"{CA}/technician-ca", *old, key("ecdsa", "ecdsa"))
     for name in ("technician-ca.pub", "revoked"):
         tree.run("install", "-m", "644", f"{CA}/{name}", f"{SSH_ETC}/{name}")

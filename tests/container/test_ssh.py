@@ -211,6 +211,25 @@ def test_a2_a_session_is_the_prompt_of_the_tool_and_no_shell(caller: Callable[..
     ]
 
 
+def test_a2_an_interrupt_ends_a_command_and_leaves_nobody_in_a_shell(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    jo = caller("jo")
+    script = f"""\
+{{
+    printf '\\003id\\n\\003watch\\n'
+    until pgrep --uid technician --full 'meterctl watch' >/dev/null; do sleep 0.1; done
+    printf '\\003\\034version\\nexit\\n'
+}} | {jo.line("-tt")}
+"""
+    said = device.run("timeout", "60", "bash", "-c", script)
+    assert "uid=" not in said
+    assert "meterctl 0.1.0 (software " in said
+    results = {one["METERD_COMMAND"]: one["METERD_RESULT"] for one in came(jo, "technician_result")}
+    assert results == {"'watch'": "130", "'version'": "0"}
+    assert len(came(jo, "technician_left")) == 1
+
+
 def test_a2_without_a_terminal_and_a_command_nothing_is_read(
     caller: Callable[..., Caller],
 ) -> None:
@@ -228,11 +247,11 @@ def test_a2_a_certificate_cannot_put_a_command_in_the_place_of_the_tool(
 
 
 def test_a2_there_is_no_sftp(caller: Callable[..., Caller]) -> None:
-    jo = caller("jo")
+    jo = caller("roomy")
     said = jo.run("sftp", "-b", "-", *jo.flags, "technician@127.0.0.1", said="ls /\n")
     assert said.status != 0
     assert "etc" not in said.text
-    again = caller("jo")
+    again = caller("roomy")
     assert again.ssh("sftp", flags=("-s",)).status != 0
 
 
@@ -248,7 +267,7 @@ def test_a2_there_is_no_sftp(caller: Callable[..., Caller]) -> None:
 def test_a2_there_is_no_scp(
     caller: Callable[..., Caller], protocol: tuple[str, ...], source: str, target: str
 ) -> None:
-    jo = caller("jo")
+    jo = caller("roomy")
     said = jo.run("scp", *protocol, *jo.flags, source, target)
     assert said.status != 0, said.text
     assert jo.device.run("sh", "-c", "ls /tmp/taken /tmp/brought 2>/dev/null", check=False) == ""
@@ -261,7 +280,7 @@ def test_a2_nothing_is_reached_through_a_forwarded_port(
     device: Machine, caller: Callable[..., Caller], flags: tuple[str, str]
 ) -> None:
     """The client's end listens: what counts is that nothing answers from the other."""
-    jo = caller("jo")
+    jo = caller("roomy")
     unit = "--unit=forward"
     device.run("systemd-run", unit, "--collect", "sh", "-c", f"exec {jo.line('-N', *flags)}")
     try:
@@ -273,7 +292,7 @@ def test_a2_nothing_is_reached_through_a_forwarded_port(
 
 
 def test_a2_nothing_is_reached_over_standard_input(caller: Callable[..., Caller]) -> None:
-    said = caller("jo").ssh(flags=("-W", "127.0.0.1:7000"))
+    said = caller("roomy").ssh(flags=("-W", "127.0.0.1:7000"))
     assert said.status != 0
     assert "reached" not in said.text
 
@@ -289,7 +308,7 @@ def test_a2_nothing_is_reached_over_standard_input(caller: Callable[..., Caller]
 def test_a2_nothing_listens_on_the_device_for_a_client(
     device: Machine, caller: Callable[..., Caller], flags: tuple[str, str]
 ) -> None:
-    jo = caller("jo", options=("ExitOnForwardFailure=yes",))
+    jo = caller("roomy", options=("ExitOnForwardFailure=yes",))
     said = jo.ssh(flags=("-N", *flags))
     assert said.status == 255, said.text
     assert "forwarding" in said.text
@@ -301,7 +320,7 @@ def test_a2_no_environment_rc_file_or_agent_comes_in(
 ) -> None:
     planted = ("PLANTED", "LD_PRELOAD", "PYTHONPATH", "METERD_STATE", "BASH_ENV", "LANG", "LC_ALL")
     setting = "SetEnv=" + " ".join(f"{name}=/tmp/planted" for name in (*planted, "LC_PLANTED"))
-    jo = caller("jo", options=(setting, "ForwardAgent=yes", "ForwardX11=yes"))
+    jo = caller("roomy", options=(setting, "ForwardAgent=yes", "ForwardX11=yes"))
     device.run("systemd-run", "--unit=looking", "--collect", "sh", "-c", f"exec {jo.line()} watch")
     try:
         device.until(lambda: bool(came(jo, "technician_command")), "a command")
