@@ -52,7 +52,7 @@ def ca(tmp_path: Path) -> Path:
 def public(folder: Path, name: str = "jo", kind: str = "ed25519") -> bytes:
     path = folder / name
     if not path.exists():
-        command = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "jo@laptop", "-f", path]
+        command = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "jo@laptop", "-f", str(path)]
         subprocess.run(command, check=True)
     return path.with_suffix(".pub").read_bytes()
 

@@ -45,8 +45,8 @@ A device lets in whoever shows a certificate of this CA that is valid, not
 revoked, and names one of the device's principals. It then offers a closed list
 of commands, and records each with the certificate's id and serial.
 
-Three files go to {ON_DEVICE} on each device, for all to read and for root to
-write: {PUBLIC}, {REVOKED}, and `principals` with a line for each.
+Three files go to {ON_DEVICE} on each device, for all to read and root to
+write: {PUBLIC}, {REVOKED}, and `principals`, a line for each.
 
 examples:
   meterctl ca init --ca tech-ca
