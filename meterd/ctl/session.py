@@ -149,6 +149,7 @@ def main() -> int:
 
 def _main(asked: Asked) -> int:
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # a result could not be recorded after it
+    signal.signal(signal.SIGINT, _stay)
     for number in _HANG_UPS:
         signal.signal(number, _hang_up)
     log = record_logger(IDENTIFIER)
@@ -172,6 +173,10 @@ def _main(asked: Asked) -> int:
         return EXIT_SIGNAL + signal.SIGHUP
     finally:
         session.record(logging.INFO, "technician_left")
+
+
+def _stay(_signal: int, _frame: FrameType | None) -> None:
+    """Go on: Ctrl-C is for the command that runs, which does not inherit this, or for a line."""
 
 
 def _hang_up(_signal: int, _frame: FrameType | None) -> None:
@@ -210,11 +215,14 @@ def prompt(session: Session) -> int:
     print("`help` lists what can be asked for here; `exit` ends the session.")
     while True:
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             print(PROMPT, end="", flush=True)
             line = sys.stdin.readline()
         except KeyboardInterrupt:
             print()
             continue
+        finally:
+            signal.signal(signal.SIGINT, _stay)
         if not line or line.strip() in ENDS:
             return 0
         if line.strip():
@@ -231,19 +239,15 @@ def perform(arguments: tuple[str, ...], terminal: str) -> int:
         print("\n".join(help_lines()))
         return 0
     python = Path(sys.executable)
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # a command has its own
-    try:
-        with subprocess.Popen(
-            [python, "-I", python.with_name("meterctl"), *arguments],
-            stdin=subprocess.DEVNULL,
-            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": terminal},
-            cwd="/",
-        ) as process:
-            try:
-                status = process.wait()
-            except BaseException:
-                process.terminate()
-                raise
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with subprocess.Popen(
+        [python, "-I", python.with_name("meterctl"), *arguments],
+        stdin=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": terminal},
+        cwd="/",
+    ) as process:
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
     return status if status >= 0 else EXIT_SIGNAL - status
