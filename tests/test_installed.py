@@ -62,15 +62,24 @@ def house(tmp_path: Path, environment: Path) -> House:
     return house
 
 
-def test_the_wheel_holds_types_and_the_wire_format(wheel: Path) -> None:
+def files_below(folder: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+def test_the_wheel_holds_types_and_the_wire_format_and_what_a_lockdown_installs(
+    wheel: Path,
+) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "meterd/py.typed" in names
     assert "meterd/ledger/meterd.cddl" in names
     assert {name for name in names if name.startswith("meterd/")} == {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "meterd").rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        *files_below("meterd"),
+        *(f"meterd/share/{name}" for name in (*files_below("systemd"), *files_below("config"))),
     }
     assert {name.split("/")[0] for name in names} == {"meterd", "meterd-0.1.0.dist-info"}
 

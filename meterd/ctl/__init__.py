@@ -33,6 +33,7 @@ COMMANDS = {
     "order": ("meterd.ctl.order", "the distributor's: sign orders, send them, list them"),
     "vault": ("meterd.ctl.vault", "the device's secret, and what its vault holds"),
     "network": ("meterd.ctl.network", "found a network, enrol in it, look at it"),
+    "lockdown": ("meterd.ctl.lockdown", "close a device: show, apply, check, undo"),
     "broker-config": ("meterd.ctl.broker_config", "a broker's settings; certificates of a street"),
     "ca": ("meterd.ctl.technician_ca", "certificates by which technicians come in over SSH"),
 }
