@@ -290,7 +290,17 @@ def _apply(options: argparse.Namespace) -> int:
         if not device.live:
             return 0
         _prove(keeper, changed)
-    return _tell(commands(changed))
+    failed = _tell(commands(changed))
+    begin = [f"systemctl start {unit}" for unit in _new_services(changed)]
+    if begin:
+        note(f"from the next start on, or now with: {'; '.join(begin)}")
+    return failed
+
+
+def _new_services(changed: list[Item]) -> list[str]:
+    """Return the services of meterd itself that are enabled from now on."""
+    units = [item.path.rpartition("/")[2] for item in changed if isinstance(item.wanted, Link)]
+    return [unit for unit in units if unit.startswith("meterd") and unit.endswith(".service")]
 
 
 def _refuse(options: argparse.Namespace, device: _Device) -> None:

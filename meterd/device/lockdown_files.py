@@ -143,6 +143,12 @@ class DeviceTree:
             sync_folder(here.parent)
         return made
 
+    def tidy(self, path: str) -> None:
+        """Remove what a failure of power left half written beside a path."""
+        where = self.where(path)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            where.with_name(where.name + BESIDE).unlink()
+
     def remove_folder(self, folder: str) -> None:
         """Remove a folder that is empty; leave one that is not."""
         with suppress(OSError):
@@ -269,6 +275,7 @@ class Keeper:
             return False
         if now != target:
             self.tree.put(record.path, target)
+        self.tree.tidy(record.path)
         for folder in reversed(record.folders):
             self.tree.remove_folder(folder)
         self._forget(record)

@@ -106,7 +106,8 @@ def names_of(text: str) -> set[str]:
 def add_users(accounts: Accounts, sysusers: str) -> Accounts:
     """Return the accounts with the users, groups and memberships that a file of sysusers.d names.
 
-    A user or group that is there already stays as it is, as sysusers.d has it.
+    A user or group that is there already stays as it is, as sysusers.d has it; only a line of its
+    own in the shadow files it gets, should power have failed before that was written.
 
     Raises:
         ConfigError: A line says something that is not understood here, or no number is free.
@@ -122,12 +123,12 @@ def add_users(accounts: Accounts, sysusers: str) -> Accounts:
             user = _user(words)
             if user.group == name:
                 group, gshadow = _add_group(group, gshadow, name, user.number, passwd)
+            shadow += f"{name}:!*:::::::\n" if name not in names_of(shadow) else ""
             if name in names_of(passwd):
                 continue
             number = _free(user.number, passwd, group, own=name)
             gid = _group_number(group, user.group)
             passwd += f"{name}:x:{number}:{gid}:{user.comment}:{user.home}:{user.shell}\n"
-            shadow += f"{name}:!*:::::::\n" if name not in names_of(shadow) else ""
         elif kind == "m":
             group, gshadow = _join(group, name, words[2]), _join(gshadow, name, words[2])
         else:
@@ -185,6 +186,8 @@ def _free(wanted: int | None, passwd: str, group: str, own: str) -> int:
 def _add_group(
     group: str, gshadow: str, name: str, number: int | None, passwd: str
 ) -> tuple[str, str]:
+    if gshadow and name not in names_of(gshadow):
+        gshadow += f"{name}:!*::\n"
     if name in names_of(group):
         return group, gshadow
     taken = _numbers(group)
@@ -194,8 +197,6 @@ def _add_group(
         number = next(free, None)
     if number is None:
         raise ConfigError("there is no number left for another system group")
-    if gshadow and name not in names_of(gshadow):
-        gshadow += f"{name}:!*::\n"
     return group + f"{name}:x:{number}:\n", gshadow
 
 
