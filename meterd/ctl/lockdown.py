@@ -34,6 +34,7 @@ from meterd.device.lockdown_live import (
     firewall_loaded,
     is_live,
     listening,
+    present,
     proofs,
     session_of,
     share_folder,
@@ -290,7 +291,7 @@ def _apply(options: argparse.Namespace) -> int:
         if not device.live:
             return 0
         _prove(keeper, changed)
-    failed = _tell(commands(changed))
+    failed = _tell(commands(changed, present()))
     begin = [f"systemctl start {unit}" for unit in _new_services(changed)]
     if begin:
         note(f"from the next start on, or now with: {'; '.join(begin)}")
@@ -423,7 +424,8 @@ def _undo(options: argparse.Namespace) -> int:
         note(f"{path} was changed by somebody else since, and left: --force puts it back")
     failed = 0
     if is_live(tree):
-        failed = _tell(commands_back({record.path for record in records} - set(left)))
+        paths = {record.path for record in records} - set(left)
+        failed = _tell(commands_back(paths, present()))
     return 1 if left or failed else 0
 
 

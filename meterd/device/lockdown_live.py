@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meterd.device.lockdown_files import DeviceTree
 
 SETTINGS = "/etc/meterd/meterd.toml"
+TELLABLE = frozenset({"udev", "systemd-resolved.service", "usbguard.service", "ssh.service"})
 COMMAND_S_MAX = 90.0  # a unit has 90 s to stop before systemd ends it
 _PROGRAMS = {"nft": "nftables", "sshd": "openssh-server", "usbguard-daemon": "usbguard"}
 _SBIN = ("/usr/sbin", "/sbin", "/usr/bin")
@@ -218,8 +219,22 @@ def proofs(paths: Collection[str]) -> list[tuple[str, tuple[str, ...]]]:
     return found + [(path, ("sshd", "-t")) for path in ssh if path in paths]
 
 
-def commands(changed: Collection[Item]) -> list[tuple[str, ...]]:
-    """Return what has to be told to a running system once these paths have changed."""
+def present() -> frozenset[str]:
+    """Return whom of `TELLABLE` the running system has; a container has neither udev nor USB."""
+    folders = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
+    found = {unit for unit in TELLABLE if any((folder / unit).exists() for folder in folders)}
+    if not Path("/sys/bus/usb").exists():
+        found.discard("usbguard.service")
+    return frozenset(found | ({"udev"} if Path("/run/udev/control").exists() else set()))
+
+
+def commands(changed: Collection[Item], there: Collection[str]) -> list[tuple[str, ...]]:
+    """Return what has to be told to a running system once these paths have changed.
+
+    Args:
+        changed: What has changed.
+        there: Whom of `TELLABLE` it has.
+    """
     paths = {item.path for item in changed}
     masked = [
         item.path.rpartition("/")[2]
@@ -234,7 +249,7 @@ def commands(changed: Collection[Item]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     if any(path.startswith(("/etc/systemd/", "/etc/systemd/system.conf.d")) for path in paths):
         found.append(("systemctl", "daemon-reload"))
-    if any(path.startswith("/etc/udev/") for path in paths):
+    if "udev" in there and any(path.startswith("/etc/udev/") for path in paths):
         found.append(("udevadm", "control", "--reload"))
         found.append(
             (
@@ -244,14 +259,15 @@ def commands(changed: Collection[Item]) -> list[tuple[str, ...]]:
         )
     if any(path.startswith("/etc/sysctl.d/") for path in paths):
         found.append(("systemctl", "restart", "systemd-sysctl.service"))
-    if any(path.startswith("/etc/systemd/resolved.conf.d/") for path in paths):
-        found.append(("systemctl", "try-reload-or-restart", "systemd-resolved.service"))
+    resolved = any(path.startswith("/etc/systemd/resolved.conf.d/") for path in paths)
+    if resolved and "systemd-resolved.service" in there:
+        found.append(("systemctl", "try-restart", "systemd-resolved.service"))
     if "/etc/nftables.conf" in paths or "nftables.service" in enabled:
         found.append(("nft", "-f", "/etc/nftables.conf"))
     if masked:
         patterns = [unit.replace("@.", "@*.") for unit in masked]
         found.append(("systemctl", "stop", *patterns))
-    if any(path.startswith("/etc/usbguard/") for path in paths):
+    if "usbguard.service" in there and any(p.startswith("/etc/usbguard/") for p in paths):
         found.append(("systemctl", "restart", "usbguard.service"))
     if any(path.startswith("/etc/ssh/") for path in paths) or "ssh.service" in enabled:
         found.append(("systemctl", "reload-or-restart", "ssh.service"))
@@ -261,7 +277,7 @@ def commands(changed: Collection[Item]) -> list[tuple[str, ...]]:
     return found
 
 
-def commands_back(paths: Collection[str]) -> list[tuple[str, ...]]:
+def commands_back(paths: Collection[str], there: Collection[str]) -> list[tuple[str, ...]]:
     """Return what has to be told to a running system once these paths are as they were."""
     found: list[tuple[str, ...]] = []
     if "/etc/nftables.conf" in paths:
@@ -269,12 +285,13 @@ def commands_back(paths: Collection[str]) -> list[tuple[str, ...]]:
         found.append(("nft", drop))
     if any(path.startswith("/etc/systemd/") for path in paths):
         found.append(("systemctl", "daemon-reload"))
-        found.append(("systemctl", "try-reload-or-restart", "systemd-resolved.service"))
-    if any(path.startswith("/etc/udev/") for path in paths):
+        if "systemd-resolved.service" in there:
+            found.append(("systemctl", "try-restart", "systemd-resolved.service"))
+    if "udev" in there and any(path.startswith("/etc/udev/") for path in paths):
         found.append(("udevadm", "control", "--reload"))
-    if any(path.startswith("/etc/usbguard/") for path in paths):
+    if "usbguard.service" in there and any(p.startswith("/etc/usbguard/") for p in paths):
         found.append(("systemctl", "try-restart", "usbguard.service"))
-    if any(path.startswith("/etc/ssh/") for path in paths):
+    if "ssh.service" in there and any(path.startswith("/etc/ssh/") for path in paths):
         found.append(("systemctl", "try-reload-or-restart", "ssh.service"))
     return found
 

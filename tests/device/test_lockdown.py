@@ -26,7 +26,7 @@ from meterd.device.lockdown import (
     plan,
     refuse_lock_out,
 )
-from meterd.device.lockdown_live import commands, proofs, read_share, tty_name
+from meterd.device.lockdown_live import TELLABLE, commands, proofs, read_share, tty_name
 from meterd.errors import ConfigError, MeterdError
 from tests.conftest import ROOT
 
@@ -528,13 +528,14 @@ def changed(*paths: tuple[str, Entry]) -> list[Item]:
 
 
 def test_a_running_system_is_told_what_has_changed_and_no_more() -> None:
-    assert commands([]) == []
+    assert commands([], TELLABLE) == []
     told = commands(
         changed(
             ("/etc/nftables.conf", Content(b"")),
             ("/etc/systemd/system/getty@.service", Link("/dev/null")),
             ("/etc/systemd/system/a.target.wants/b.mount", Link("/etc/systemd/system/b.mount")),
-        )
+        ),
+        TELLABLE,
     )
     assert told == [
         ("systemctl", "daemon-reload"),
