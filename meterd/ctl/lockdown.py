@@ -29,6 +29,7 @@ from meterd.device.lockdown_files import KEPT, DeviceTree, Keeper
 from meterd.device.lockdown_live import (
     commands,
     commands_back,
+    commands_first,
     consoles_open,
     facts_of,
     firewall_loaded,
@@ -408,7 +409,10 @@ def _undo(options: argparse.Namespace) -> int:
     for record in records:
         print(f"  {_back(record)} {record.path}")
     _confirm(options, f"{count(len(records), 'path')}: put back? [y/N] ")
-    staying = _staying(tree)
+    staying, failed = _staying(tree), 0
+    if is_live(tree):
+        gone = {record.path for record in records if isinstance(record.before, Gone)}
+        failed = _tell(commands_first(gone))
     with keeper.alone():
         records = keeper.records()
         left = [
@@ -422,10 +426,10 @@ def _undo(options: argparse.Namespace) -> int:
         note(f"users that have something on the device stay: {', '.join(sorted(staying))}")
     for path in left:
         note(f"{path} was changed by somebody else since, and left: --force puts it back")
-    failed = 0
     if is_live(tree):
         paths = {record.path for record in records} - set(left)
-        failed = _tell(commands_back(paths, present()))
+        failed |= _tell(commands_back(paths, present()))
+        note("consoles, and what the firmware and the kernel are told, come back with a restart")
     return 1 if left or failed else 0
 
 

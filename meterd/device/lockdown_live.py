@@ -277,6 +277,14 @@ def commands(changed: Collection[Item], there: Collection[str]) -> list[tuple[st
     return found
 
 
+def commands_first(gone: Collection[str]) -> list[tuple[str, ...]]:
+    """Return what a running system is told before these paths go: to end what they started."""
+    folder = "/etc/systemd/system/"
+    units = {path.removeprefix(folder) for path in gone if path.startswith(folder)}
+    ours = sorted(u for u in units if u.startswith(("meterd", "run-meterd")) and "/" not in u)
+    return [("systemctl", "stop", *ours)] if ours else []
+
+
 def commands_back(paths: Collection[str], there: Collection[str]) -> list[tuple[str, ...]]:
     """Return what has to be told to a running system once these paths are as they were."""
     found: list[tuple[str, ...]] = []
