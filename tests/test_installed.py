@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -94,6 +95,21 @@ def test_both_programs_are_installed(environment: Path, program: str, tmp_path: 
         cwd=tmp_path,
     )
     assert run.stdout.startswith(f"{program} 0.1.0 (software ")
+
+
+def test_an_installed_meterctl_has_what_a_lockdown_installs(
+    environment: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "etc").mkdir()
+    run = subprocess.run(
+        [environment / "bin" / "meterctl", "lockdown", "plan", "--root", tmp_path, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    paths = {change["path"] for change in json.loads(run.stdout)["changes"]}
+    assert {"/etc/systemd/system/meterd.service", "/etc/nftables.conf"} <= paths
 
 
 class Change(NamedTuple):
