@@ -12,6 +12,7 @@ comes in as something to ask.
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -41,6 +42,7 @@ _SYSTEM = "/etc/systemd/system"
 _ACCOUNT_FILES = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow")
 _BOOT_FOLDERS = ("/boot/firmware", "/boot")
 _NULL = "/dev/null"
+_OWN_PORT = "/dev/ttyAMA0"  # what the unit itself opens
 _GETTY_WORDS = ("getty@", "getty.service", "autovt@", "getty-static")
 _KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-", "sk-ssh-ed25519@", "sk-ecdsa-sha2-", "ssh-rsa")
 _CONSOLES = ("tty", "console", "ttyS", "ttyAMA", "ttyUSB", "ttyACM", "ttyGS", "hvc")
@@ -141,6 +143,7 @@ class Facts:
         share: What meterd brings, by path: `systemd/…`, `config/…`.
         programs: Which of `nft`, `sshd`, `usbguard-daemon` are installed.
         broker_ports: Of the brokers in the settings.
+        board_port: The board's port in the settings; empty where there are none.
         own_usb: What on USB carries its system, its network, its board.
         wireless: Whether a wireless network is used, or may be, for all that is known.
         owner: User and group whom new files belong to.
@@ -149,6 +152,7 @@ class Facts:
     share: Mapping[str, bytes]
     programs: frozenset[str] = frozenset()
     broker_ports: tuple[int, ...] = (8883,)
+    board_port: str = ""
     own_usb: tuple[UsbDevice, ...] = ()
     wireless: bool = True
     owner: tuple[int, int] = (0, 0)
@@ -372,6 +376,11 @@ def _units(drawn: _Drawn) -> None:
         drawn.put(where, data, about)
         if name.endswith(_UNITS):
             links |= text.install_links(name, data.decode(), where)
+    port = drawn.facts.board_port
+    if port not in ("", _OWN_PORT) and re.fullmatch(r"/dev/[A-Za-z0-9._/-]+", port):
+        about = ("units", f"the board is at {port}", "the unit opens no port but one", "H1")
+        drop_in = f"[Service]\nBindPaths=-{port}\nDeviceAllow={port} rw\n"
+        drawn.put(f"{_SYSTEM}/meterd.service.d/port.conf", drop_in, about)
     for link, target in links.items():
         unit = target.rpartition("/")[2]
         drawn.want(link, Link(target), ("units", f"enable {unit}", "it starts by itself", "H2"))

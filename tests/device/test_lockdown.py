@@ -251,6 +251,24 @@ def test_every_file_of_systemd_has_a_place_and_units_are_enabled() -> None:
         assert after.entry(f"{wants}/{unit}") == Link(f"/etc/systemd/system/{unit}")
 
 
+@pytest.mark.parametrize(
+    ("port", "opened"),
+    [
+        ("/dev/ttyUSB0", True),
+        ("/dev/serial/by-id/usb-FTDI_A1-if00-port0", True),
+        ("/dev/ttyAMA0", False),
+        ("", False),
+        ("/dev/ttyUSB0\nUser=root", False),
+        ("/etc/shadow", False),
+    ],
+)
+def test_another_port_of_the_board_is_opened_to_the_unit(port: str, opened: bool) -> None:
+    after = applied(raspberry_pi(), facts(board_port=port))
+    found = after.entry("/etc/systemd/system/meterd.service.d/port.conf")
+    wanted = Content(f"[Service]\nBindPaths=-{port}\nDeviceAllow={port} rw\n".encode())
+    assert found == (wanted if opened else Gone())
+
+
 def test_a_file_of_a_kind_that_is_not_known_is_refused() -> None:
     with pytest.raises(MeterdError, match="nothing is known of such files"):
         place_of("meterd.xyz")
