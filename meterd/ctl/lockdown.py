@@ -314,7 +314,7 @@ def _refuse(options: argparse.Namespace, device: _Device) -> None:
         )
     watched = device.live and not options.cut_session
     session = session_of(Path("/proc"), os.getpid()) if watched else None
-    refuse_lock_out(device.tree, device.items, device.without, session)
+    refuse_lock_out(device.tree, device.facts, device.items, device.without, session)
 
 
 def _prove(keeper: Keeper, changed: list[Item]) -> None:

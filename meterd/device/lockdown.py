@@ -246,12 +246,17 @@ def needed_packages(facts: Facts, without: Collection[str]) -> list[str]:
 
 
 def refuse_lock_out(
-    tree: Tree, items: list[Item], without: Collection[str], session: Session | None
+    tree: Tree,
+    facts: Facts,
+    items: list[Item],
+    without: Collection[str],
+    session: Session | None,
 ) -> None:
     """See that somebody can still come in afterwards, and that whoever asks stays in.
 
     Args:
         tree: The device's files.
+        facts: What else is known of it.
         items: The plan.
         without: The areas that are left out.
         session: How whoever asks has come in; None where that does not matter.
@@ -260,11 +265,8 @@ def refuse_lock_out(
         WouldLockOutError: Not so.
     """
     pending = {item.area for item in items if not item.holds}
-    if "ssh" not in without and not _has_key(tree.entry(CA_FILE)):
-        raise WouldLockOutError(
-            f"no public key of a technicians' CA in {CA_FILE}: nobody could log in any more",
-            hint="put the CA's public key there, or leave SSH and accounts as they are: --no-ssh",
-        )
+    if "ssh" not in without:
+        _refuse_shut_ssh({item.path: item.wanted for item in items}, tree, facts)
     if "ssh" in without and "consoles" in pending and not _lets_in(tree):
         raise WouldLockOutError(
             "consoles would close, and SSH does not start by itself: nobody could log in any more",
@@ -282,6 +284,29 @@ def refuse_lock_out(
         raise WouldLockOutError(
             f"this session came in at port {port}, which would close",
             hint=f"come in at port {SSH_PORT}, or add --cut-session if you have tried that way",
+        )
+
+
+def ssh_file(facts: Facts, key: str, default: str = "") -> str:
+    """Return the file that our settings for sshd name with a key."""
+    conf = facts.share.get("config/sshd.conf", b"").decode()
+    return text.sshd_value(conf, key) or default
+
+
+def _refuse_shut_ssh(wanted: Mapping[str, Entry], tree: Tree, facts: Facts) -> None:
+    """See that a technician's certificate opens the device."""
+    hint = "put it there, or leave SSH and accounts as they are: --no-ssh"
+    path = ssh_file(facts, "TrustedUserCAKeys", CA_FILE)
+    if not _has_key(tree.entry(path)):
+        raise WouldLockOutError(
+            f"no public key of a technicians' CA in {path}: nobody could log in any more",
+            hint=hint,
+        )
+    path = ssh_file(facts, "AuthorizedPrincipalsFile")
+    found = wanted.get(path) or tree.entry(path)
+    if path and not (isinstance(found, Content) and any(text.lines_of(found.text))):
+        raise WouldLockOutError(
+            f"no principal in {path}: no certificate would open this device", hint=hint
         )
 
 
@@ -545,7 +570,18 @@ def _firewall(drawn: _Drawn) -> None:
 def _ssh(drawn: _Drawn) -> None:
     folder = "/etc/ssh/sshd_config.d"
     about = ("ssh", "settings of sshd", "certificates of technicians, and their CLI", "A1, A2")
-    drawn.put(f"{folder}/00-meterd.conf", drawn.brought("sshd.conf"), about)
+    drawn.put(f"{folder}/10-meterd.conf", drawn.brought("sshd.conf"), about)
+    for key, name, what, reason in (
+        (
+            *("AuthorizedPrincipalsFile", "principals", "principals"),
+            "who a certificate has to name to open this device",
+        ),
+        ("RevokedKeys", "", "revoked keys", "sshd lets nobody in where the list is not there"),
+    ):
+        path = ssh_file(drawn.facts, key)
+        data = drawn.facts.share.get(f"config/{name}", b"") if name else b""
+        if path and isinstance(drawn.entry(path), Gone):  # a device's own list stays
+            drawn.put(path, data, ("ssh", what, reason, "A1"))
     settings = drawn.file("/etc/ssh/sshd_config")
     new = text.with_include(settings or "", folder)
     drawn.edit(

@@ -216,7 +216,7 @@ def proofs(paths: Collection[str]) -> list[tuple[str, tuple[str, ...]]]:
     found: list[tuple[str, tuple[str, ...]]] = []
     if "/etc/nftables.conf" in paths:
         found.append(("/etc/nftables.conf", ("nft", "-c", "-f", "/etc/nftables.conf")))
-    ssh = ("/etc/ssh/sshd_config.d/00-meterd.conf", "/etc/ssh/sshd_config")
+    ssh = ("/etc/ssh/sshd_config.d/10-meterd.conf", "/etc/ssh/sshd_config")
     return found + [(path, ("sshd", "-t")) for path in ssh if path in paths]
 
 

@@ -78,6 +78,15 @@ def with_include(text: str, folder: str) -> str:
     return f"Include {folder}/*.conf\n{text}"
 
 
+def sshd_value(text: str, key: str) -> str:
+    """Return what sshd's settings say to a key, the first that they do; empty without."""
+    for line in lines_of(text):
+        name, _, value = line.partition(" ")
+        if name.lower() == key.lower():
+            return value.strip()
+    return ""
+
+
 class User(NamedTuple):
     """A line `u` of sysusers.d(5)."""
 

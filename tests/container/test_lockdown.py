@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import pytest
 
 from meterd.device import lockdown_text as text
-from meterd.device.lockdown import Content
+from meterd.device.lockdown import CA_FILE, Content, Facts, ssh_file
 from meterd.device.lockdown_files import ACCOUNT_FILES, KEPT, DeviceTree
+from meterd.device.lockdown_live import read_share
 from tests.conftest import ROOT
 from tests.container.build import BASE, VENV, install
 from tests.container.device import ETC, SETTINGS, wheel
@@ -159,7 +160,8 @@ def flashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
         (tree.path / "usr/bin/meterctl").symlink_to(f"{VENV}/bin/meterctl")
         (tree.path / ETC[1:] / "ssh").mkdir(parents=True)
         (tree.path / ETC[1:] / "meterd.toml").write_text(SETTINGS)
-        (tree.path / ETC[1:] / "ssh/ca.pub").write_bytes(CA)
+        ca = ssh_file(Facts(share=read_share(ROOT)), "TrustedUserCAKeys", CA_FILE)
+        (tree.path / ca[1:]).write_bytes(CA)
         boot = tree.path / "boot/firmware"
         boot.mkdir()
         (boot / "cmdline.txt").write_text(CMDLINE)

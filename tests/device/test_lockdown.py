@@ -223,7 +223,7 @@ def test_e4_the_rules_name_users_that_are_there_and_ports_of_the_settings() -> N
 
 def test_users_of_both_processes_are_added_with_numbers_that_are_free() -> None:
     after = applied(raspberry_pi(), facts())
-    lines = after.text("/etc/passwd").splitlines()[3:]
+    lines = after.text("/etc/passwd").splitlines()[3:5]
     assert lines == [
         "meterd:x:998:998:meterd, the meter:/var/lib/meterd:/usr/sbin/nologin",
         "meterd-peer:x:997:998:meterd, the peer process:/var/lib/meterd-peer:/usr/sbin/nologin",
@@ -324,7 +324,7 @@ def test_a_lockdown_is_refused_that_shuts_out(
     tree: FakeTree, without: set[str], session: Session | None, message: str
 ) -> None:
     with pytest.raises(WouldLockOutError, match=message) as refused:
-        refuse_lock_out(tree, plan(tree, facts(), without), without, session)
+        refuse_lock_out(tree, facts(), plan(tree, facts(), without), without, session)
     assert refused.value.exit_code == 77
     assert refused.value.hint
 
@@ -343,7 +343,7 @@ def test_a_lockdown_is_refused_that_shuts_out(
 def test_a_lockdown_is_let_be_where(
     tree: FakeTree, without: set[str], session: Session | None
 ) -> None:
-    refuse_lock_out(tree, plan(tree, facts(), without), without, session)
+    refuse_lock_out(tree, facts(), plan(tree, facts(), without), without, session)
 
 
 def test_leaving_out_ssh_leaves_accounts_and_consoles_may_close_where_ssh_starts() -> None:
@@ -351,19 +351,63 @@ def test_leaving_out_ssh_leaves_accounts_and_consoles_may_close_where_ssh_starts
     tree.entries[SSH_ON] = Link("/usr/lib/systemd/system/ssh.service")
     assert left_out(facts(), {"ssh"}) == NO_SSH
     items = plan(tree, facts(), NO_SSH)
-    refuse_lock_out(tree, items, NO_SSH, None)
+    refuse_lock_out(tree, facts(), items, NO_SSH, None)
     assert "/etc/sudoers.d/010_pi-nopasswd" not in {item.path for item in items}
 
 
 def test_a_session_at_a_console_goes_on_once_all_is_applied() -> None:
     after = applied(raspberry_pi(), facts())
-    refuse_lock_out(after, plan(after, facts()), set(), Session(tty="tty1"))
+    refuse_lock_out(after, facts(), plan(after, facts()), set(), Session(tty="tty1"))
 
 
 def test_without_settings_for_sshd_nobody_is_locked_out() -> None:
     share = read_share(ROOT)
     share.pop("config/sshd.conf", None)
     assert left_out(facts(share=share)) == NO_SSH
+
+
+CONF_WITH_FILES = b"""\
+# TrustedUserCAKeys /no
+TrustedUserCAKeys /etc/meterd/ssh/technicians.pub
+AuthorizedPrincipalsFile /etc/meterd/ssh/principals
+RevokedKeys /etc/meterd/ssh/revoked
+"""
+
+
+def facts_with_files(principals: bytes = b"# who\ntechnician\n") -> Facts:
+    share = dict(facts().share)
+    share |= {"config/sshd.conf": CONF_WITH_FILES, "config/principals": principals}
+    return facts(share=share)
+
+
+def test_the_files_that_settings_for_sshd_name_are_there_and_a_devices_own_stay() -> None:
+    tree = raspberry_pi()
+    after = applied(tree, facts_with_files())
+    assert after.text("/etc/meterd/ssh/principals") == "# who\ntechnician\n"
+    assert after.text("/etc/meterd/ssh/revoked") == ""
+    assert [item for item in plan(after, facts_with_files()) if not item.holds] == []
+    for name in ("principals", "revoked"):
+        tree.entries[f"/etc/meterd/ssh/{name}"] = Content(b"own\n")
+        assert applied(tree, facts_with_files()).text(f"/etc/meterd/ssh/{name}") == "own\n"
+
+
+@pytest.mark.parametrize(
+    ("ca", "principals", "message"),
+    [
+        (b"", b"technician\n", "technicians.pub: nobody could log in"),
+        (CA, b"# nobody\n", "no principal in /etc/meterd/ssh/principals"),
+    ],
+)
+def test_the_files_that_settings_for_sshd_name_let_somebody_in(
+    ca: bytes, principals: bytes, message: str
+) -> None:
+    tree = with_file("/etc/meterd/ssh/technicians.pub", ca)
+    known = facts_with_files(principals)
+    with pytest.raises(WouldLockOutError, match=message):
+        refuse_lock_out(tree, known, plan(tree, known), set(), None)
+    good = with_file("/etc/meterd/ssh/technicians.pub", CA)
+    known = facts_with_files()
+    refuse_lock_out(good, known, plan(good, known), set(), None)
 
 
 def test_what_cannot_be_applied_names_its_packages() -> None:
