@@ -228,7 +228,7 @@ def test_users_of_both_processes_are_added_with_numbers_that_are_free() -> None:
         "meterd:x:998:998:meterd, the meter:/var/lib/meterd:/usr/sbin/nologin",
         "meterd-peer:x:997:998:meterd, the peer process:/var/lib/meterd-peer:/usr/sbin/nologin",
     ]
-    assert "meterd:x:998:\n" in after.text("/etc/group")
+    assert "meterd:x:998:" in after.text("/etc/group")
 
 
 def test_no_password_opens_anything_and_a_mode_stays() -> None:
