@@ -78,6 +78,13 @@ class Finding(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterctl lockdown`."""
+    parser.epilog = """\
+examples:
+  meterctl lockdown plan
+  meterctl lockdown apply
+  meterctl lockdown check --json
+  meterctl lockdown undo
+"""
     commands_ = parser.add_subparsers(dest="lockdown_command", required=True, metavar="COMMAND")
     summary = "show what would change; change nothing"
     command = commands_.add_parser("plan", help=summary, description=f"plan: {summary}.")
@@ -96,13 +103,14 @@ examples:
         "--cut-session", action="store_true", help="also where this session would be cut"
     )
     command.epilog = f"""\
-What was there before is kept in {KEPT}. Applied twice, the second time changes
-nothing; after a failure of power, apply or undo again. Under another root, files
-change and nothing is started. The command line of the kernel and the settings of the
-firmware count from the next start on.
+What was there before is kept in {KEPT}.
+Applied twice, the second time changes nothing; after a failure of power, apply
+or undo again. Under another root, files change and nothing is started. The
+command line of the kernel and the settings of the firmware count from the next
+start on.
 
-exit status: 0 all is as it has to be; 1 the files are, but something could not be told
-to the running system; 77 somebody would be locked out
+exit status: 0 all is as it has to be; 1 the files are, but something could not
+be told to the running system; 77 somebody would be locked out
 
 examples:
   meterctl lockdown apply
@@ -128,8 +136,8 @@ examples:
         "--force", action="store_true", help="also what somebody else has changed since"
     )
     command.epilog = """\
-Users whose state is on the device stay: another user would get their number, and
-what belongs to them.
+Users whose state is on the device stay: another user would get their number,
+and what belongs to them.
 
 exit status: 0 all is as it was; 1 something was changed since, and left
 
