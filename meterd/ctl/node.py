@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from meterd.ledger.account import Genesis
 
 PEER_FILE = "peer.json"
-LINE_SYSTEM = Path("/run/meterd-line")  # where the units have it
+LINE_SYSTEM = Path("/run/meterd.line")  # where the units have it
 SHOWN_BYTES_MAX = 1 << 22  # a city of 10 000 chains; past it, it is not what a peer wrote
 STALE_S = 10  # a running peer writes each 2 s
 _UNUSED_KEY = bytes(32)  # the core is never stepped here, so it signs nothing

@@ -70,7 +70,7 @@ def main(state: str) -> dict[str, str]:
         "write /run": lambda: write("/run/probe"),
         "write /boot": lambda: write("/boot/probe"),
         "write its state": lambda: write(f"{state}/probe"),
-        "write the line": lambda: write("/run/meterd-line/probe"),
+        "write the line": lambda: write("/run/meterd.line/probe"),
         "run what it wrote": lambda: run_written(state),
         "read /root": lambda: look_into("/root"),
         "read the other's state": lambda: look_into(
