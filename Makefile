@@ -11,6 +11,8 @@
 PYTHON ?= python3
 FOR ?= 60
 SOAK ?= -m soak --timeout=0
+# Test files side by side, one a core: most of them wait for a process, a broker or a machine that boots.
+WORKERS ?= auto
 
 bin = .venv/bin
 # 26.3: pip reads [dependency-groups] from 25.1 on, and Debian's own is older.
@@ -32,7 +34,7 @@ test: tools .venv/made-checks .venv-oracles/made .container/made
 	$(bin)/ruff check
 	$(bin)/mypy
 	$(bin)/lint-imports
-	$(bin)/python -m pytest --cov --cov-report=
+	$(bin)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
 	$(bin)/coverage report --include='meterd/metering/*,meterd/ledger/*' --fail-under=100
 
 bench: .venv/made-checks

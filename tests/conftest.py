@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 CI = os.environ.get("CI") == "true"
 DATA_DIR = Path(os.environ.get("METERD_DATA") or ROOT.parent / "shared" / "data")
 
-LEFT_OUT = pytest.StashKey[list[str]]()
+LEFT_OUT = "the real data is not at"  # begins the reason of a test that is left out for want of it
 
 # Two shared cores: a deadline per example would measure the neighbours. In CI the examples are the
 # same each time, so that a red run tells of the change and not of luck.
@@ -28,19 +28,14 @@ settings.register_profile("meterd", settings.get_profile("ci" if CI else "defaul
 settings.load_profile("meterd")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[LEFT_OUT] = []
-
-
 @pytest.fixture
-def data_dir(request: pytest.FixtureRequest) -> Path:
+def data_dir() -> Path:
     """The folder of real data; a clone without it leaves the test out, CI fails."""
     if DATA_DIR.is_dir():
         return DATA_DIR
-    missing = f"the real data is not at {DATA_DIR} (METERD_DATA names another place)"
+    missing = f"{LEFT_OUT} {DATA_DIR} (METERD_DATA names another place)"
     if CI:
         pytest.fail(missing)
-    request.config.stash[LEFT_OUT].append(request.node.nodeid)
     pytest.skip(missing)
 
 
@@ -74,10 +69,13 @@ def cards_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         card.close()
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    left_out = config.stash[LEFT_OUT]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # From the reports and not from what the fixture noted: tests run in several processes.
+    left_out = [
+        report.nodeid
+        for report in terminalreporter.stats.get("skipped", [])
+        if LEFT_OUT in str(report.longrepr)
+    ]
     if left_out:
         terminalreporter.section("left out")
         terminalreporter.line(f"Without the real data, expected at {DATA_DIR}:")
