@@ -385,9 +385,10 @@ def _users(drawn: _Drawn) -> None:
     before = text.Accounts(*(drawn.file(path) or "" for path in _ACCOUNT_FILES))
     after = text.add_users(before, sysusers)
     about = ("users", "system users", "each process has a user of its own, and no login", "H1")
-    for path, new in zip(_ACCOUNT_FILES, after, strict=True):
+    new = dict(zip(_ACCOUNT_FILES, after, strict=True))
+    for path in sorted(new):  # groups first: users name them by number, also if power fails between
         if drawn.file(path) is not None:
-            drawn.edit(path, new, about)
+            drawn.edit(path, new[path], about)
 
 
 def _units(drawn: _Drawn) -> None:
