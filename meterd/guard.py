@@ -200,30 +200,46 @@ class Guard:
 
     # --- what is asked of it ----------------------------------------------------------------
 
-    def acknowledge(self) -> bool:
-        """Let the alarm that the case was opened fall; return whether it stood."""
+    def acknowledge(self, who: Details = ()) -> bool:
+        """Let the alarm that the case was opened fall; return whether it stood.
+
+        Args:
+            who: Whoever says so, for the event.
+        """
         if not self.kept.case_alarm:
             return False
         self.kept = self.kept._replace(case_alarm=False)
-        self._event("case_acknowledged", ())
+        self._event("case_acknowledged", who)
         self._see_case_alarm()
         return True
 
-    def switch(self, *, closed: bool) -> bool:
+    def need_relay(self) -> None:
+        """See that there is a relay.
+
+        Raises:
+            AbsentError: None is wired.
+        """
+        if self._settings.relay is None:
+            raise AbsentError("no relay is wired", hint="name its pin as `relay` in [gpio]")
+
+    def switch(self, *, closed: bool, who: Details = ()) -> bool:
         """Wish the relay closed or open; return whether that is another wish than the last.
 
         The pin moves once the wish is on the card.
 
+        Args:
+            closed: What is wished.
+            who: Whoever wishes it, for the event.
+
         Raises:
             AbsentError: No relay is wired.
         """
-        if self._settings.relay is None:
-            raise AbsentError("no relay is wired", hint="name its pin as `relay` in [gpio]")
+        self.need_relay()
         if not self.relay.wish(closed):
             return False
         self.kept = self.kept._replace(relay_closed=closed)
         self._ordered = True
-        self._event("relay_ordered", (("to", "closed" if closed else "open"),))
+        self._event("relay_ordered", (("to", "closed" if closed else "open"), *who))
         return True
 
     # --- the card ---------------------------------------------------------------------------

@@ -16,22 +16,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from meterd.access import Access
 from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
 from meterd.config import Settings, parameters
 from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp
-from meterd.device.keys import load_seals
+from meterd.device.history import last_known, last_started
+from meterd.device.keys import load_seals, seals_kept
 from meterd.device.port import read_board
 from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
 from meterd.errors import ConfigError, EncodingError, StorageError
 from meterd.guard import Guard
+from meterd.health import one_line
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, line_folder
+from meterd.since import Started, changes, unclean
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
@@ -71,6 +75,7 @@ class Meter:
         begins_anew: The account has begun anew behind its neighbours' blocks: start once more.
         durable_height: Height of the last block that is on the card: no other is told of.
         guard: Case switch, relay and what else is wired to pins.
+        access: Who came, and who was not let in.
     """
 
     def __init__(
@@ -118,6 +123,9 @@ class Meter:
                 hint="the interval is the network's: set meter.interval_s to it",
             )
         self._card = Card()
+        recovered = recover(state, chain, card=self._card)
+        self._before, self._unclean = last_started(state), last_known(state, recovered)
+        self._kept = seals_kept(state, device)
         self.book = Bookkeeper(
             state,
             rules=settings.rules,
@@ -126,7 +134,7 @@ class Meter:
             build_ms=BUILD_S * 1000,
             interval_s=genesis.interval_s,
             keys=keys,
-            recovered=recover(state, chain, card=self._card),
+            recovered=recovered,
             boot_id=clock.boot_id,
             draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
             read=lambda number, begin, end: read_part(state, number, begin, end),
@@ -134,6 +142,7 @@ class Meter:
         )
         self.book.alarmed = self._alarmed
         self.guard = Guard(state, settings.gpio, self.book, logger)
+        self.access = Access(self.book, clock, logger)
         self.neighbours = Neighbours(
             roster,
             self.book.chain,
@@ -161,6 +170,7 @@ class Meter:
         self._keys = keys
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
+        self._said = ""
         self._unread_bytes = 0
         self._reading: asyncio.Task[NoReturn] | None = None
         self.durable_height = self.book.chain.head.height
@@ -174,14 +184,29 @@ class Meter:
         self.book.raise_alarm("software_changed", str(changed), stands=True)
         self._card.perform(self.book.commit())
 
-    def begin(self, installed: Installed) -> None:
-        """Record the start; nothing is written before the port has been opened."""
-        stamp = self._clock.stamp()
-        self.book.start(
-            stamp.boot_ms,
-            stamp.wall_ms,
-            (("software", self.book.parameters.software_id), ("installed", installed.detail[:200])),
+    def begin(self, installed: Installed, settings_digest: bytes = b"") -> None:
+        """Record the start; nothing is written before the port has been opened.
+
+        Args:
+            installed: What the check of the installed files found.
+            settings_digest: SHA-256 of the settings' file.
+        """
+        stamp, book = self._clock.stamp(), self.book
+        now = Started(
+            software=book.parameters.software_id,
+            settings=settings_digest,
+            keys=tuple(self._keys),
+            kept=self._kept,
         )
+        details = (("software", now.software), ("installed", installed.detail[:200]))
+        book.start(stamp.boot_ms, stamp.wall_ms, (*details, *now.details))
+        before, last = self._before, self._unclean
+        if last is not None:
+            same_boot = before is not None and before["boot_id"] == self._clock.boot_id
+            book.event(*unclean(last, same_boot=same_boot))
+        if before is not None or book.run == 1:  # else it began anew: its old streams are apart
+            for kind, told in changes(before, now):
+                book.event(kind, told)
         self._committed_ms = stamp.boot_ms
         self._check_room()
 
@@ -278,6 +303,7 @@ class Meter:
         self._note_reports()
         book.count_dropped(self._decoder.dropped)
         book.note_counts()
+        self.access.end()
         book.event("stopped")
         await self.flush()
         if book.losing:
@@ -364,7 +390,9 @@ class Meter:
         self._see_unread()
         book.count_dropped(self._decoder.dropped)
         book.tick(stamp.boot_ms, stamp)
+        self.access.turn()
         self.guard.turn(*self._troubles(stamp))
+        self._say_how_it_is()
         due = stamp.boot_ms - self._committed_ms >= self.settings.log.commit_s * 1000
         if (
             (due or book.pending or self.guard.pending)
@@ -373,6 +401,20 @@ class Meter:
         ):
             self._committed_ms = stamp.boot_ms
             self._hand_over()
+
+    def _say_how_it_is(self) -> None:
+        if self.port_state == "closed":
+            return  # the manager shows that it starts
+        line = one_line(
+            self.book.alarms,
+            height=self.durable_height,
+            certified_height=self.certified_height,
+            state=self.state,
+            waits=self.neighbours.waits,
+        )
+        if line != self._said:
+            self._said = line
+            self._manager.status(line)
 
     def _troubles(self, stamp: Stamp) -> Iterator[str]:
         """Yield what the status LED has to say and no alarm does, as `lamp.PATTERNS` calls it."""
@@ -411,11 +453,14 @@ class Meter:
         if not self._rung and now_ms - self._heard_ms < TURN_S * 1000:
             return
         self._rung, self._heard_ms = False, now_ms
+        sealer = neighbours.chain.key_at(neighbours.order[0])
         for order in neighbours.read(now_ms):
             height, order_hash = neighbours.order
             book.event("order", (("height", height), ("hash", order_hash), ("spelt", order)))
             keep_order(self._state, order)
             self._obey()
+        if (key := neighbours.chain.key_at(neighbours.order[0])) != sealer:
+            book.event("key_rotated", (("old", sealer), ("new", key)))
         neighbours.turn(now_ms, due=book.due or bool(neighbours.recovered))
         waits = neighbours.waits
         book.raise_alarm("neighbours", waits, stands=bool(waits))
@@ -530,7 +575,6 @@ class Meter:
                     end_s=head.end_s,
                     hash=head.block_hash.hex()[:16],
                 )
-                self._manager.status(f"block {head.height} sealed")
 
     def _write(self, operations: list[Operation]) -> int:
         self._card.perform(operations)
@@ -580,6 +624,19 @@ class Meter:
     def clock_status(self) -> str:
         """Status of the clock now, S, I or R."""
         return self._clock.stamp().status
+
+    @property
+    def state(self) -> str:
+        """What the metering does, in a few words."""
+        if self.book.placement.wall is None and self.book.accepted:
+            return "metering, waits for the clock"
+        return "metering" if self.port_state == "open" else self.port_state
+
+    @property
+    def certified_height(self) -> int:
+        """Up to which height others vouch for the account; alone, what is sealed is certified."""
+        neighbours = self.neighbours
+        return self.durable_height if neighbours.alone else neighbours.witnessed.height
 
     @property
     def accepted(self) -> int:

@@ -6,6 +6,7 @@ import asyncio
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from meterd.access_answers import AccessAnswers
 from meterd.device.archive import read_file, segment_name, segment_numbers
 from meterd.device.control import (
     EventRecord,
@@ -61,7 +62,7 @@ def _events_of(data: bytes, count: int | None) -> list[Event]:
     return [decode_event(frame.body) for frame in islice(walk_frames(data, header), count)]
 
 
-class Answers:
+class Answers(AccessAnswers):
     """Answers for one meter (`control.Source`)."""
 
     def __init__(self, meter: Meter) -> None:
@@ -107,14 +108,11 @@ class Answers:
         head = book.chain.head
         start_s = book.cutter.start_s
         power_mw = meter.last[0][0] if meter.last else 0
-        state = "metering" if meter.port_state == "open" else meter.port_state
-        if book.placement.wall is None and book.accepted:
-            state = "metering, waits for the clock"
         reserve = meter.settings.log.reserve_mb * 1_000_000
         return {
             "name": meter.settings.meter.name,
             "software": book.parameters.software_id.hex(),
-            "state": state,
+            "state": meter.state,
             "port": meter.port_state,
             "clock": meter.clock_status,
             "height": meter.durable_height,
@@ -128,9 +126,7 @@ class Answers:
             "storage_free_bytes": max(0, meter.free_bytes - reserve),
             "neighbours": {
                 "voters": len(meter.neighbours.roster.committee.voters),
-                "certified_height": meter.durable_height
-                if meter.neighbours.alone
-                else meter.neighbours.witnessed.height,
+                "certified_height": meter.certified_height,
                 "order": meter.neighbours.order[0],
                 "waits": meter.neighbours.waits,
             },

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
             raise changed from error
         raise
     meter, held = _open_account(arguments, logger)
-    meter.begin(installed)
+    meter.begin(installed, sha256(arguments.config.read_bytes()).digest())
     log_event(
         logger,
         logging.INFO,

@@ -316,7 +316,10 @@ def test_a_silent_board_is_an_alarm_and_no_reason_for_the_watchdog(tmp_path: Pat
     texts = [notice["text"] for notice in manager.notices]
     assert texts[0] == "READY=1"
     assert texts[-1] == "STOPPING=1"
-    assert any(text.startswith("STATUS=block ") for text in texts)
+    lines = [text for text in texts if text.startswith("STATUS=")]
+    assert any(line.startswith("STATUS=not well: port; silent; ") for line in lines)
+    assert lines[-1].startswith("STATUS=well: metering; ")
+    assert all(line != later for line, later in pairwise(lines)), "said again only as it changes"
     times_s = [ping["at_s"] for ping in manager.pings]
     longest_s = max(later - earlier for earlier, later in pairwise(times_s))
     assert longest_s < WATCHDOG_S

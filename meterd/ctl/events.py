@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.options import add_span, add_state, span_of
 from meterd.ctl.show import Column, local_ms, print_table
+from meterd.event_kinds import class_of
 
 if TYPE_CHECKING:
     import argparse
@@ -25,11 +26,17 @@ Times are as the clock stood then, right or wrong; numbers tell the order.
 examples:
   meterctl events --last 10
   meterctl events --kind alarm --kind alarm_over
+  meterctl events --security --from 2026-11-01
   meterctl events --from 2026-11-01 --json
 """
     add_state(parser)
     parser.add_argument(
         "--kind", action="append", metavar="KIND", help="of this kind only; may be repeated"
+    )
+    parser.add_argument(
+        "--security",
+        action="store_true",
+        help="what bears on security only: logins, settings, keys, case, clock, card, orders",
     )
     add_span(parser)
 
@@ -41,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     chosen = span.cut(
         event
         for event in account.events
-        if span.holds(event.wall_ms) and (not options.kind or event.kind in options.kind)
+        if span.holds(event.wall_ms)
+        and (not options.kind or event.kind in options.kind)
+        and (not options.security or class_of(event.kind, dict(event.details)))
     )
     if options.json:
         for event in chosen:

@@ -2,9 +2,10 @@
 
 The interface describes itself (`varlinkctl introspect SOCKET org.meterd.Control`). Only root, the
 daemon's own user and members of the socket's group get in: the kernel goes by the file's mode,
-and the daemon asks the kernel again who has connected. Nothing here waits inside the metering
-loop: readings are handed over through `Feed`, which drops the oldest for a listener that is slow,
-and a client that does not take its answers is cut off.
+and the daemon asks the kernel again who has connected. Who may ask for what is a closed list, in
+`control_roles`. Nothing here waits inside the metering loop: readings are handed over through
+`Feed`, which drops the oldest for a listener that is slow, and a client that does not take its
+answers is cut off.
 
 >>> feed: Feed[int] = Feed()
 >>> with feed.listener() as readings:
@@ -29,16 +30,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Generic, NoReturn, Protocol, Self, TypedDict, TypeVar
 
-from asyncvarlink import (
-    TypedVarlinkErrorReply,
-    VarlinkErrorReply,
-    VarlinkInterface,
-    VarlinkInterfaceRegistry,
-    varlinkmethod,
-)
+from asyncvarlink import TypedVarlinkErrorReply, VarlinkErrorReply, VarlinkInterface, varlinkmethod
 from asyncvarlink.serviceinterface import PermissionDenied, VarlinkServiceInterface
 
+from meterd.device.control_access import AccessMethods, AccessSource
 from meterd.device.control_connection import INTERFACE, Connection, Failed, listen
+from meterd.device.control_roles import RoleRegistry, role_of
 
 INTERFACE_VERSION = "1"  # the software's own version is a field of Status
 CONNECTIONS_MAX = 16  # people at one device; more is a program gone wrong, and is told so
@@ -154,7 +151,7 @@ class PruneReply(TypedDict):
     bytes: int
 
 
-class Source(Protocol):
+class Source(AccessSource, Protocol):
     """What the daemon tells. Called on the event loop: it must not block.
 
     A MeterdError that it raises reaches the client as that error; anything else is logged, and
@@ -263,14 +260,14 @@ class StreamEnded(TypedVarlinkErrorReply, interface=INTERFACE):
         pass
 
 
-class _Control(VarlinkInterface, name=INTERFACE):
+class _Control(AccessMethods, VarlinkInterface, name=INTERFACE):
     """Ask a meter how it is. Energies are in microjoules (1 Wh is 3600000000), exact."""
 
     errors = (Failed, TooManyConnections, StreamEnded, PermissionDenied)
 
     def __init__(self, source: Source, uid: int) -> None:
-        self._source = source
-        self._uid = uid
+        self._source: Source = source
+        self._role = role_of(uid, own_uid=os.geteuid())
 
     @varlinkmethod
     def Status(self) -> StatusReply:  # noqa: N802 - Varlink's spelling
@@ -299,8 +296,6 @@ class _Control(VarlinkInterface, name=INTERFACE):
     @varlinkmethod
     async def Prune(self, *, before_s: int) -> PruneReply:  # noqa: N802 - Varlink's spelling
         """Prune samples before an instant. For root and the daemon's own user."""
-        if self._uid not in (0, os.geteuid()):
-            raise PermissionDenied
         return await self._source.prune(before_s)
 
 
@@ -388,7 +383,7 @@ class ControlServer:
             with connected, contextlib.suppress(OSError):  # it may have gone; it is closed anyway
                 connected.send(json.dumps(refusal.tojson()).encode() + b"\0")
             return
-        registry = VarlinkInterfaceRegistry()
+        registry = RoleRegistry(role_of(uid, own_uid=os.geteuid()), INTERFACE)
         registry.register_interface(
             VarlinkServiceInterface("meterd", "meterd", INTERFACE_VERSION, "", registry)
         )

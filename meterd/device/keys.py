@@ -113,6 +113,12 @@ def load_seals(state: Path, device: bytes | None = None) -> list[SigningKey]:
     raise AssertionError  # the numbers do not end
 
 
+def seals_kept(state: Path, device: bytes | None = None) -> str:
+    """Return where `load_seals` has the keys from: `vault` or `file`."""
+    taken_in = device is not None and not (state / _SEAL.file).exists()
+    return "vault" if taken_in else "file"
+
+
 def create_next_seal(state: Path, seed: bytes, device: bytes | None = None) -> SigningKey:
     """Return one more sealing key of this device, kept; it seals once an order names it."""
     number = len(load_seals(state, device)) + 1

@@ -1,0 +1,149 @@
+"""Who came to the meter, and who was not let in: events of the account.
+
+The account is for ever and a card is small, so whatever strangers can bring about is rationed: a
+few events at once and then one in a while, which says how many were left out. A technician's login
+is never left out in silence: past its ration it is refused, and a session without its event may
+only look.
+
+A certificate's id is a pseudonym by contract between utility and technicians; the name that a
+stranger typed may be a person's, or a password, and is no detail of any event.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from meterd.device.systemd import log_event
+from meterd.errors import BusyError, UsageError
+from meterd.pins import EVENT_EVERY_MS, EVENTS_AT_ONCE, Ration
+
+if TYPE_CHECKING:
+    from meterd.bookkeeper import Bookkeeper
+    from meterd.device.clock import Clock
+    from meterd.device.control_access import Technician
+    from meterd.ledger.event import Details
+
+LETTERS_MAX = 400  # of any text that a caller brings: a line of a session has no more
+SERIAL_MAX = 2**64 - 1  # sshd's own
+SECONDS_MAX = 2**40  # the year 36812
+ACCOUNTS = frozenset({"technician", "root", "other"})
+_REASON = re.compile(r"[a-z_]{1,32}")
+_COMMANDS_AT_ONCE_HINT = (
+    f"{EVENTS_AT_ONCE} are taken at once, then one each {EVENT_EVERY_MS // 1000} s: wait, try again"
+)
+
+
+class Access:
+    """Writes down who came to one meter.
+
+    Attributes:
+        untold: Refused logins that no event tells of yet.
+    """
+
+    def __init__(self, book: Bookkeeper, clock: Clock, logger: logging.Logger) -> None:
+        """Begin with all of each ration."""
+        self._book, self._clock, self._logger = book, clock, logger
+        self._refusals, self._visits = Ration(), Ration()
+        self._inside = 0
+        self.untold = 0
+        self._last: Details = ()
+
+    def login(self, who: Technician, key: str, source: str) -> None:
+        """Append the event that a session has begun.
+
+        Raises:
+            BusyError: There were too many of late.
+            UsageError: A text is none of ours.
+        """
+        details = (*as_details(who), ("key", _plain(key)), ("source", _plain(source)))
+        self._take("logins")
+        self._inside += 1
+        self._event("technician_entered", details)
+
+    def left(self, who: Technician, source: str) -> bool:
+        """Append the event that a session has ended, if one has begun since the start."""
+        details = (*as_details(who), ("source", _plain(source)))
+        if not self._inside:
+            return False
+        self._inside -= 1
+        self._event("technician_left", details)
+        return True
+
+    def command(self, who: Technician, command: str) -> None:
+        """Append the event that something is about to be changed.
+
+        Raises:
+            BusyError: There were too many of late.
+            UsageError: A text is none of ours.
+        """
+        details = (*as_details(who), ("command", _plain(command)))
+        self._take("commands")
+        self._event("technician_command", details)
+
+    def refused(self, account: str, reason: str, source: str, at_s: int) -> bool:
+        """Append, or count, that somebody was not let in; return whether it is an event.
+
+        Raises:
+            UsageError: A word is none of ours.
+        """
+        if account not in ACCOUNTS or not _REASON.fullmatch(reason):
+            raise UsageError(f"no refusal is called {account[:20]!r}, {reason[:20]!r}")
+        if not 0 <= at_s <= SECONDS_MAX:
+            raise UsageError(f"expected Unix seconds, got {at_s}")
+        details = (
+            *(("account", account), ("reason", reason)),
+            *(("source", _plain(source)), ("at_s", at_s)),
+        )
+        if self.untold or not self._refusals.take(self._now_ms()):
+            self.untold, self._last = self.untold + 1, details
+            return False
+        self._event("login_refused", details)
+        return True
+
+    def turn(self) -> None:
+        """Tell of those that were counted, once there is a ration for it again."""
+        if self.untold and self._refusals.take(self._now_ms()):
+            self.end()
+
+    def end(self) -> None:
+        """Tell of those that were counted, now: the last, and how many besides."""
+        if self.untold:
+            untold, self.untold = self.untold - 1, 0
+            more: Details = (("untold", untold),) if untold else ()
+            self._event("login_refused", (*self._last, *more))
+
+    def _take(self, what: str) -> None:
+        if not self._visits.take(self._now_ms()):
+            raise BusyError(f"too many {what} to write each down", hint=_COMMANDS_AT_ONCE_HINT)
+
+    def _event(self, kind: str, details: Details) -> None:
+        self._book.stamp(self._clock.stamp())
+        self._book.event(kind, details)
+        log_event(self._logger, logging.INFO, kind, **dict(details))
+
+    def _now_ms(self) -> int:
+        return self._clock.stamp().boot_ms
+
+
+def as_details(who: Technician) -> Details:
+    """Return who somebody is, as an event says it."""
+    if not 0 <= who.serial <= SERIAL_MAX:
+        raise UsageError(f"expected the serial number of a certificate, got {who.serial}")
+    if not who.certificate:
+        return (("by", who.role),)
+    return (("certificate", _plain(who.certificate)), ("serial", who.serial))
+
+
+def _plain(text: str) -> str:
+    """Return a text that a caller brings, if it is short and nothing in it is unseen.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if len(text) > LETTERS_MAX or not (text.isascii() and text.isprintable()):
+        raise UsageError(
+            f"expected at most {LETTERS_MAX} plain letters, got {text[:LETTERS_MAX]!a}"
+        )
+    return text

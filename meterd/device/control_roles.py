@@ -1,0 +1,79 @@
+"""Who may ask the daemon for what: a closed list of methods, each with the roles that have it.
+
+There are two roles, and the kernel says which one somebody has: whoever connects as root, or as the
+daemon's own user, is the operator; whoever else gets in at all does so as a member of the socket's
+group (`meterd-control`) and is a technician. A method without a line here is the operator's alone.
+
+>>> role_of(0, own_uid=998), role_of(998, own_uid=998), role_of(65534, own_uid=998)
+('operator', 'operator', 'technician')
+>>> may("technician", "Status"), may("technician", "Prune"), may("technician", "Unheard")
+(True, False, False)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asyncvarlink import VarlinkInterfaceRegistry
+from asyncvarlink.serviceinterface import PermissionDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncvarlink import VarlinkMethodCall, VarlinkMethodSignature
+
+OPERATOR = "operator"
+TECHNICIAN = "technician"
+_BOTH = frozenset({OPERATOR, TECHNICIAN})
+_OPERATOR = frozenset({OPERATOR})
+
+ROLES = {
+    "Status": _BOTH,
+    "Registers": _BOTH,
+    "Live": _BOTH,
+    "Events": _BOTH,
+    "Login": _BOTH,
+    "Left": _BOTH,
+    "Command": _BOTH,
+    "LoginRefused": _BOTH,
+    "CaseAcknowledge": _BOTH,
+    "Relay": _BOTH,
+    "RelaySet": _OPERATOR,  # a household's power is the distributor's to cut, and root's to try
+    "Prune": _OPERATOR,  # samples exist on this card only
+}
+"""Each method of the interface, and who has it."""
+
+
+def role_of(uid: int, *, own_uid: int) -> str:
+    """Return the role of a user who may connect.
+
+    Under PrivateUsers= every other user shows as 65534: never as root, and never as ourselves.
+    """
+    return OPERATOR if uid in (0, own_uid) else TECHNICIAN
+
+
+def may(role: str, method: str) -> bool:
+    """Return whether a role has a method."""
+    return role in ROLES.get(method, _OPERATOR)
+
+
+class RoleRegistry(VarlinkInterfaceRegistry):
+    """The interfaces as one role sees them: what it may not call is refused before it is read."""
+
+    def __init__(self, role: str, interface: str) -> None:
+        """Let `role` call of `interface` what the list says; of others, which describe, all."""
+        super().__init__()
+        self._role, self._interface = role, interface
+
+    def lookup_method(
+        self, call: VarlinkMethodCall
+    ) -> tuple[Callable[..., Any], VarlinkMethodSignature]:
+        """Return what answers a call, and its signature.
+
+        Raises:
+            VarlinkErrorReply: There is no such method, or not for this role.
+        """
+        found = super().lookup_method(call)
+        if call.method_interface == self._interface and not may(self._role, call.method_name):
+            raise PermissionDenied
+        return found

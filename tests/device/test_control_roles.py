@@ -1,0 +1,135 @@
+"""Who may call what: by the kernel's word for who has connected, over the socket itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterd.device.control import _Control
+from meterd.device.control_roles import OPERATOR, ROLES, TECHNICIAN, may, role_of
+from tests.daemon_kit import NOBODY, need_root
+from tests.device.test_control import Meter, served
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPERATORS_ALONE = {"Prune", "RelaySet"}
+ABOUT = {"certificate": "jo", "serial": 17}
+PARAMETERS: dict[str, dict[str, object]] = {
+    "Login": {**ABOUT, "key": "SHA256:x", "source": "192.0.2.7"},
+    "Left": {**ABOUT, "source": "192.0.2.7"},
+    "Command": {**ABOUT, "command": "case ack"},
+    "LoginRefused": {"account": "root", "reason": "key", "source": "192.0.2.7", "at_s": 1},
+    "Prune": {"before_s": 7},
+    "RelaySet": {"closed": True},
+}
+STREAMS = {"Events"}
+ASK = """\
+import json, os, socket, sys
+path, calls, uid = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+for call in calls:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        line.sendall(json.dumps(call).encode() + b"\\0")
+        answer = b""
+        while b"\\0" not in answer:
+            answer += line.recv(65536)
+    print(json.loads(answer.partition(b"\\0")[0]).get("error", ""))
+"""
+
+
+def methods() -> set[str]:
+    """Return the methods that the interface describes."""
+    described = _Control.render_interface_description(comments=False)
+    return {line.split("(")[0].split()[1] for line in described.splitlines() if "method " in line}
+
+
+def test_every_method_has_its_roles_and_no_other_has() -> None:
+    assert set(ROLES) == methods()
+    assert {name for name in ROLES if not may(TECHNICIAN, name)} == OPERATORS_ALONE
+    assert all(may(OPERATOR, name) for name in ROLES)
+
+
+@pytest.mark.parametrize(
+    ("uid", "role"),
+    [
+        pytest.param(0, OPERATOR, id="root"),
+        pytest.param(998, OPERATOR, id="the daemon's own user"),
+        pytest.param(1000, TECHNICIAN, id="a member of the group"),
+        pytest.param(65_534, TECHNICIAN, id="whom the kernel cannot name"),
+    ],
+)
+def test_the_role_is_that_of(uid: int, role: str) -> None:
+    assert role_of(uid, own_uid=998) == role
+
+
+@pytest.fixture
+def hall() -> Iterator[Path]:
+    """A folder that everybody may look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+
+
+def ask(path: Path, names: list[str], *, uid: int) -> dict[str, str]:
+    """Call methods as a user; return the error of each."""
+    calls = [
+        {
+            "method": f"org.meterd.Control.{name}",
+            "parameters": PARAMETERS.get(name, {}),
+            "more": name in STREAMS,
+        }
+        for name in names
+    ]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ASK, str(path), json.dumps(calls), str(uid)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return dict(zip(names, done.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("uid", "refused"),
+    [
+        pytest.param(NOBODY, OPERATORS_ALONE, id="a technician"),
+        pytest.param(0, set(), id="the operator"),
+    ],
+)
+def test_over_the_socket_refused_is_what_is_not_for(
+    hall: Path, uid: int, refused: set[str]
+) -> None:
+    need_root()
+    names = sorted(set(ROLES) - {"Live"})  # which says nothing until there is a reading
+
+    async def knock() -> tuple[dict[str, str], Meter]:
+        async with served(hall / "control", lambda _: True) as running:
+            (hall / "control").chmod(0o666)
+            return await asyncio.to_thread(ask, hall / "control", names, uid=uid), running.meter
+
+    said, meter = asyncio.run(knock())
+    denied = {name for name, error in said.items() if error.endswith(".PermissionDenied")}
+    assert denied == refused
+    assert {name for name, error in said.items() if error} == refused
+    assert bool(meter.pruned) is (not refused)
+    assert any(told[0] == "relay_set" for told in meter.told) is (not refused)
+    role = TECHNICIAN if refused else OPERATOR
+    assert ("command", (role, "jo", 17), "case ack") in meter.told
+
+
+def test_a_method_without_a_line_is_the_operators_alone() -> None:
+    assert may(OPERATOR, "Tomorrow")
+    assert not may(TECHNICIAN, "Tomorrow")
+    assert not may("stranger", "Status")
