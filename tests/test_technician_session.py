@@ -27,7 +27,7 @@ from meterd.ctl.technician_certificate import (
     encode_string,
     fingerprint,
 )
-from meterd.ctl.technician_commands import LINE_LETTERS_MAX, OFFERS, chosen, help_lines
+from meterd.ctl.technician_commands import LINE_LETTERS_MAX, OFFERS, chosen, help_lines, name_of
 from meterd.device.systemd import record_logger
 from meterd.errors import AbsentError, EncodingError, UsageError
 
@@ -220,6 +220,9 @@ def test_of_the_environment_only_what_can_be_is_taken() -> None:
         ("events --from '2026-11-30T18:00'", ("events", "--from", "2026-11-30T18:00")),
         ("verify --json", ("verify", "/var/lib/meterd", "--json")),
         ("version", ("--version",)),
+        ("case ack --json", ("case", "ack", "--json")),
+        ("meterctl relay show", ("relay", "show")),
+        ("events --security", ("events", "--security")),
         ("help", ("help",)),
     ],
 )
@@ -252,6 +255,11 @@ def test_a_line_asks_for(line: str, arguments: tuple[str, ...]) -> None:
         ("verify --key /etc/shadow", "--key does not take"),
         ("verify --genesis /x", "does not take '--genesis'"),
         ("help status", "no command 'help'"),
+        ("case", "no command 'case'"),
+        ("case open", "no command 'case'"),
+        ("'case ack'", "no command 'case ack'"),
+        ("case ack now", "case ack does not take 'now'"),
+        ("relay open", "no command 'relay'"),
         ("status 'x", "a quote is left open"),
         ("status\nid", "plain letters"),
         ("status\x00", "plain letters"),
@@ -270,9 +278,10 @@ def test_nothing_is_asked_for_by(line: str, message: str) -> None:
 )
 def test_whatever_is_asked_for_is_in_the_list(words: list[str]) -> None:
     with suppress(UsageError):
-        name, *rest = chosen(" ".join(words))
-        offer = OFFERS["version" if name == "--version" else name]
-        rest = rest[len(offer.fixed) :]
+        arguments = chosen(" ".join(words))
+        name = "version" if arguments[0] == "--version" else name_of(arguments)
+        offer = OFFERS[name]
+        rest = list(arguments[len(name.split()) + len(offer.fixed) :])
         while rest:
             pattern = offer.options[rest.pop(0)]
             assert pattern is None or pattern.fullmatch(rest.pop(0))
@@ -400,10 +409,14 @@ def test_a_command_gets_nothing_of_what_is_around_it(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("METERD_STATE", "/planted")
-    assert perform(("status", "--json"), "xterm") == 0
+    assert perform(("status", "--json"), "xterm", "jo/17") == 0
     words, *environment = capfd.readouterr().out.splitlines()
     assert words == f"-I {tmp_path / 'meterctl'} status --json"
-    assert {line.partition("=")[0] for line in environment} == {"PATH", "LANG", "TERM", "PWD"}
+    assert {line.partition("=")[0] for line in environment} == {
+        *("PATH", "LANG", "TERM", "PWD"),
+        "METERD_TECHNICIAN",
+    }
+    assert "METERD_TECHNICIAN=jo/17" in environment
 
 
 @pytest.mark.parametrize(("ends", "status"), [("exit 74", 74), ("kill -TERM $$", 143)])
@@ -414,7 +427,7 @@ def test_a_command_ends_as_a_shell_would_have_it(
     python.write_text(f"#!/bin/sh\n{ends}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert perform(("status",), "dumb") == status
+    assert perform(("status",), "dumb", "jo/17") == status
 
 
 def test_a_session_that_nobody_opened_is_refused(
@@ -437,7 +450,7 @@ def test_a_session_that_nobody_opened_is_refused(
 def test_a_list_of_commands_has_only_commands_that_there_are() -> None:
     from meterd.ctl import COMMANDS
 
-    assert set(OFFERS) - {"version"} <= set(COMMANDS)
+    assert {name.split()[0] for name in OFFERS} - {"version"} <= set(COMMANDS)
 
 
 def test_what_is_offered_is_understood_by_the_tool(tmp_path: Path) -> None:
@@ -445,7 +458,7 @@ def test_what_is_offered_is_understood_by_the_tool(tmp_path: Path) -> None:
     values = {"--count": "1", "--last": "1", "--kind": "alarm", "--from": "2026", "--to": "2026"}
     values |= {"--key": "0" * 64, "--head": f"1:{'0' * 64}"}
     for name, offer in OFFERS.items():
-        words = [name]
+        words = name.split()
         for option, pattern in offer.options.items():
             words += [option] if pattern is None else [option, values[option]]
         arguments = [

@@ -25,6 +25,8 @@ COMMANDS = {
     "export": ("meterd.ctl.export", "write a sealed block as it is"),
     "key": ("meterd.ctl.key", "show the public key and the genesis hash"),
     "prune": ("meterd.ctl.prune", "remove old samples; blocks and events stay"),
+    "case": ("meterd.ctl.case", "acknowledge that the case was opened"),
+    "relay": ("meterd.ctl.relay", "the disconnect relay: show, open, close"),
     "config": ("meterd.ctl.config", "check settings"),
     "head": ("meterd.ctl.head", "how far the chain is sealed, and certified by others"),
     "peers": ("meterd.ctl.peers", "neighbours, brokers, and everybody's chains"),

@@ -9,12 +9,18 @@ are read from a prompt.
 Each line is in the journal, with the certificate's id and serial, before anything comes of it, and
 its result after. Where that cannot be, or nobody can say whose certificate it is, nothing is done.
 
+The account has an event of the session, and of each command that changes something. The daemon
+writes it; while none answers a technician gets in all the same, since that is when one is needed,
+and may look but change nothing. The event follows with the next line once a daemon is there; where
+none comes until the end, the journal alone has the session.
+
     journalctl METERD_EVENT=technician_command
     journalctl METERD_CERTIFICATE=jo METERD_SERIAL=17
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -27,15 +33,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.cli import run
+from meterd.ctl.in_session import VARIABLE, spell
+from meterd.ctl.options import CONTROL_SYSTEM
 from meterd.ctl.technician_certificate import (
     CERTIFICATE_BYTES_MAX,
     Certificate,
     decode_entry,
     fingerprint,
 )
-from meterd.ctl.technician_commands import HELP, HINT, chosen, help_lines, shown
+from meterd.ctl.technician_commands import HELP, HINT, changes, chosen, help_lines, shown
+from meterd.device.control_client import ControlClient
 from meterd.device.systemd import log_event, record_logger
-from meterd.errors import DeniedError, EncodingError, UsageError
+from meterd.errors import AbsentError, DeniedError, EncodingError, MeterdError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +54,7 @@ IDENTIFIER = "meterd-session"
 PROMPT = "meterctl> "
 ENDS = frozenset({"exit", "quit", "logout"})
 EXIT_SIGNAL = 128  # and the signal's number, as a shell has it
+DAEMON_S_MAX = 3.0  # to answer, before a line is done without it; it answers once its card has
 ENTRY_BYTES_MAX = 2 * CERTIFICATE_BYTES_MAX  # base64 takes a third more
 _HANG_UPS = (signal.SIGHUP, signal.SIGTERM)
 _TERMINAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
@@ -92,6 +102,7 @@ class Session:
         source: str,
         log: logging.Logger,
         perform: Callable[[tuple[str, ...]], int],
+        tell: Callable[..., object] | None = None,
     ) -> None:
         """Begin a session.
 
@@ -100,6 +111,8 @@ class Session:
             source: Address of the client.
             log: Raises where it cannot record.
             perform: Does a command of `meterctl`, and returns its exit status.
+            tell: Calls a method of the daemon; raises MeterdError where none does it. None where
+                there is no account to write to.
         """
         self._who = {
             "certificate": who.identity,
@@ -107,8 +120,10 @@ class Session:
             "key": fingerprint(who.key),
             "source": source,
         }
-        self._log, self._perform = log, perform
+        self._log, self._perform, self._tell = log, perform, tell
         self._lines = 0
+        self._unrecorded: MeterdError | None = None  # why the account has no event of this session
+        self._inside = False
 
     def record(self, level: int, event: str, **fields: object) -> None:
         """Have the journal say what happens.
@@ -118,13 +133,67 @@ class Session:
         """
         log_event(self._log, level, event, **self._who, **fields)
 
+    def enter(self) -> None:
+        """Have the journal say that the session begins, and then the account.
+
+        Raises:
+            AbsentError: The journal does not.
+        """
+        self.record(logging.INFO, "technician_entered")
+        self._enter_account()
+
+    def leave(self) -> None:
+        """Have both say that it ends.
+
+        Raises:
+            AbsentError: The journal does not.
+        """
+        self.record(logging.INFO, "technician_left")
+        if self._tell is not None and self._inside:
+            with contextlib.suppress(MeterdError):  # the journal has it
+                self._tell("Left", **self._named, source=self._who["source"])
+
+    @property
+    def _named(self) -> dict[str, object]:
+        return {name: self._who[name] for name in ("certificate", "serial")}
+
+    def _enter_account(self) -> None:
+        if self._tell is None or self._inside:
+            return
+        about = {name: self._who[name] for name in ("key", "source")}
+        try:
+            self._tell("Login", **self._named, **about)
+        except MeterdError as error:
+            if self._unrecorded is None:
+                self.record(logging.WARNING, "technician_unrecorded", reason=str(error))
+            self._unrecorded = error
+        else:
+            self._inside = True
+
+    def _record_change(self, command: str) -> None:
+        """Have the account say what is about to be changed.
+
+        Raises:
+            MeterdError: It does not.
+        """
+        if self._tell is None:
+            return
+        if not self._inside:
+            raise AbsentError(
+                f"the account has no event of this session: {self._unrecorded}",
+                hint="nothing is changed without one: see that the daemon runs, then try again",
+            )
+        self._tell("Command", **self._named, command=command)
+
     def do(self, line: str) -> int:
         """Do what a line asks for; return the exit status.
 
         Raises:
             UsageError: It is not in the list: nothing came of it.
             AbsentError: It could not be recorded: nothing came of it, or its result is not known.
+            MeterdError: The account does not take it, and it changes something: nothing came of it.
         """
+        self._enter_account()
         self._lines += 1
         about = {"line": self._lines, "command": shown(line)}
         try:
@@ -134,6 +203,8 @@ class Session:
             raise
         self.record(logging.INFO, "technician_command", **about)
         try:
+            if changes(arguments):
+                self._record_change(" ".join(arguments))
             status = self._perform(arguments)
         except BaseException as error:
             self.record(logging.WARNING, "technician_result", **about, result=type(error).__name__)
@@ -163,8 +234,14 @@ def _main(asked: Asked) -> int:
             "nobody can say whose certificate has opened this session",
             hint="come in over SSH, and see that `sshd -T` has `exposeauthinfo yes`",
         ) from error
-    session = Session(who, asked.source, log, lambda what: perform(what, asked.terminal))
-    session.record(logging.INFO, "technician_entered")
+    session = Session(
+        who,
+        asked.source,
+        log,
+        partial(perform, terminal=asked.terminal, technician=spell(who.identity, who.serial)),
+        ControlClient(CONTROL_SYSTEM, timeout_s=DAEMON_S_MAX).call,
+    )
+    session.enter()
     try:
         if asked.line is not None:
             return session.do(asked.line)
@@ -172,7 +249,7 @@ def _main(asked: Asked) -> int:
     except HungUp:
         return EXIT_SIGNAL + signal.SIGHUP
     finally:
-        session.record(logging.INFO, "technician_left")
+        session.leave()
 
 
 def _stay(_signal: int, _frame: FrameType | None) -> None:
@@ -229,11 +306,11 @@ def prompt(session: Session) -> int:
             run("meterctl", partial(session.do, line.strip()))
 
 
-def perform(arguments: tuple[str, ...], terminal: str) -> int:
+def perform(arguments: tuple[str, ...], terminal: str, technician: str) -> int:
     """Do a command of `meterctl` in a process of its own; return its exit status.
 
-    Nothing of this process's environment reaches it, nor what is typed. Ctrl-C ends it, and not
-    the session.
+    Nothing of this process's environment reaches it, nor what is typed; it is told whose session
+    it runs in. Ctrl-C ends it, and not the session.
     """
     if arguments == (HELP,):
         print("\n".join(help_lines()))
@@ -242,7 +319,7 @@ def perform(arguments: tuple[str, ...], terminal: str) -> int:
     with subprocess.Popen(
         [python, "-I", python.with_name("meterctl"), *arguments],
         stdin=subprocess.DEVNULL,
-        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": terminal},
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": terminal, VARIABLE: technician},
         cwd="/",
     ) as process:
         try:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.ctl.options import STATE_DEFAULT
 from meterd.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LINE_LETTERS_MAX = 400  # the longest command below is about 100
 SHOWN_LETTERS_MAX = 200  # of a line that is refused: enough to see what was tried
@@ -38,11 +41,13 @@ class Offer(NamedTuple):
         summary: What it is for.
         options: That it takes, each with what its value may be; None for one without.
         fixed: Arguments that it always gets, of our choosing.
+        changes: Whether it changes anything: then the account has it before it is done.
     """
 
     summary: str
     options: dict[str, re.Pattern[str] | None]
     fixed: tuple[str, ...] = ()
+    changes: bool = False
 
 
 _JSON: dict[str, re.Pattern[str] | None] = {"--json": None}
@@ -53,7 +58,7 @@ OFFERS = {
     "status": Offer("how the meter is", _JSON),
     "watch": Offer("readings as they come; Ctrl-C ends it", _JSON | {"--count": _NUMBER}),
     "registers": Offer("energy counted since the meter was commissioned", _JSON),
-    "events": Offer("what has happened", _SPAN | {"--kind": _KIND}),
+    "events": Offer("what has happened", _SPAN | {"--kind": _KIND, "--security": None}),
     "blocks": Offer("sealed intervals", _SPAN),
     "head": Offer("how far the chain is sealed, and certified by others", _JSON),
     "peers": Offer("neighbours, brokers, and everybody's chains", _JSON),
@@ -62,6 +67,8 @@ OFFERS = {
         _JSON | {"--key": _KEY, "--head": _HEAD},
         (STATE_DEFAULT,),
     ),
+    "case ack": Offer("let the alarm fall that the case was opened", _JSON, changes=True),
+    "relay show": Offer("where the disconnect relay stands", _JSON),
     "version": Offer("release and software id", {}, ()),
 }
 HELP = "help"
@@ -86,17 +93,33 @@ def chosen(line: str) -> tuple[str, ...]:
         raise UsageError(f"a quote is left open: {shown(line)}", hint=HINT) from error
     if words[:1] == ["meterctl"]:
         words = words[1:]
-    name, *words = words or [""]
-    if name == HELP and not words:
+    if words == [HELP]:
         return (HELP,)
-    offer = OFFERS.get(name)
-    if offer is None:
+    name = name_of(words)
+    offer, named = OFFERS.get(name), name.split()
+    if offer is None or words[: len(named)] != named:
         raise UsageError(f"there is no command {shown(name)} here", hint=HINT)
     return (
-        "--version" if name == "version" else name,
+        *(["--version"] if name == "version" else named),
         *offer.fixed,
-        *_options(name, offer, words),
+        *_options(name, offer, words[len(named) :]),
     )
+
+
+def name_of(words: Sequence[str]) -> str:
+    """Return the command that words begin with: of two words, where there is such a one.
+
+    >>> name_of(("case", "ack", "--json")), name_of(("status", "--json")), name_of(())
+    ('case ack', 'status', '')
+    """
+    two = " ".join(words[:2])
+    return two if two in OFFERS else " ".join(words[:1])
+
+
+def changes(arguments: Sequence[str]) -> bool:
+    """Return whether what `chosen` returned changes anything."""
+    offer = OFFERS.get(name_of(arguments))
+    return offer is not None and offer.changes
 
 
 def _options(name: str, offer: Offer, words: list[str]) -> list[str]:
