@@ -82,3 +82,7 @@ class VaultRefusedError(MeterdError):
     """The vault is not this device's, is older, was changed, or stays shut: refuse it."""
 
     exit_code = 77
+
+
+class WrongPassphraseError(VaultRefusedError):
+    """It is not this person's passphrase: count it, and let the next try wait."""

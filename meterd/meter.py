@@ -29,6 +29,8 @@ from meterd.device.port import read_board
 from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
+from meterd.device.vault import checked_version
+from meterd.device.vault_events import DETAIL, version_named
 from meterd.errors import ConfigError, EncodingError, StorageError
 from meterd.guard import Guard
 from meterd.health import one_line
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from meterd.device.card import Operation
     from meterd.device.mailbox import Mailbox
     from meterd.ledger.account import Genesis
+    from meterd.ledger.event import Details
 
 CHUNKS_WAITING_MAX = 4096  # reads while the account is fed anew: a minute of the fastest board
 WRITE_STALL_S_MAX = 120.0  # a card that takes no write for so long is broken
@@ -97,6 +100,8 @@ class Meter:
         Raises:
             ConfigError: Key, settings and genesis do not fit each other.
             LedgerDamagedError: The account does not verify.
+            VaultRefusedError: The vault is another device's, was changed, or is older than the
+                account says.
         """
         self.settings, self._genesis = settings, genesis
         self._state, self._clock, self._manager, self._logger = state, clock, manager, logger
@@ -109,6 +114,9 @@ class Meter:
             raise ConfigError(
                 str(error), hint=f"set meter.name to what the genesis calls it: {names}"
             ) from error
+        self._device = device
+        named = 0 if device is None else version_named(state)
+        self._vault_version = checked_version(state, device, named)
         keys = {bytes(key.verify_key): key for key in load_seals(state, device)}
         if chain.key_at(roster.head.height) not in keys:
             raise ConfigError(
@@ -198,7 +206,8 @@ class Meter:
             keys=tuple(self._keys),
             kept=self._kept,
         )
-        details = (("software", now.software), ("installed", installed.detail[:200]))
+        vault = ((DETAIL, self._vault_version),) if self._vault_version else ()
+        details = (("software", now.software), ("installed", installed.detail[:200]), *vault)
         book.start(stamp.boot_ms, stamp.wall_ms, (*details, *now.details))
         before, last = self._before, self._unclean
         if last is not None:
@@ -606,14 +615,35 @@ class Meter:
 
     async def _control(self) -> None:
         from meterd.device.control import ControlServer
+        from meterd.device.secret import is_bound
         from meterd.meter_answers import Answers
+        from meterd.vault_desk import VaultDesk
 
         folder = os.environ.get("RUNTIME_DIRECTORY") or str(self._state)
         path = self.settings.control.socket or f"{folder}/control"
         answers = Answers(self)
         self.published = answers.publish
         self.book.told = answers.tell
-        await ControlServer(Path(path), answers).serve()
+        desk = VaultDesk(
+            self._state,
+            self._device,
+            bound=self._device is not None and is_bound(),
+            version=self._vault_version,
+            record=self._record,
+            now_ms=lambda: self._clock.stamp().boot_ms,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(desk.watch(), name="watch the vault")
+            await ControlServer(Path(path), answers, vault=desk).serve()
+
+    async def _record(self, kind: str, details: Details) -> tuple[int, int]:
+        """Make an event durable; return its number and its time, ms since 1970."""
+        stamp = self._clock.stamp()
+        self.book.stamp(stamp)
+        self.book.event(kind, details)
+        number = self.book.log.events
+        await self.flush()
+        return number, stamp.wall_ms
 
     @property
     def state_folder(self) -> Path:

@@ -1,43 +1,65 @@
-"""`meterctl vault`: the device's secret, and what its vault holds, by pseudonym and purpose."""
+"""`meterctl vault`: the device's secret, and what its vault holds, by pseudonym and purpose.
+
+What is read or changed of a person's is in `vault_person`: that is the running meter's to do.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from meterd.ctl.options import add_json, add_state
+from meterd.ctl.options import add_json, add_socket, add_state, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import Column, count, print_table
+from meterd.ctl.vault_person import add_actions
+from meterd.ctl.vault_person import run as run_person
+from meterd.device.control_client import ControlClient
 from meterd.device.keys import take_in
-from meterd.device.secret import STORE, find_device_key, make_secret
+from meterd.device.secret import STORE, find_device_key, is_bound, make_secret
 from meterd.device.vault import StoredVault
+from meterd.device.vault_events import version_named
 from meterd.errors import AbsentError
+from meterd.vault_desk import listing
 
 if TYPE_CHECKING:
     import argparse
 
-_ENVELOPE_BYTES = 40  # nonce and tag around each record
+    from meterd.device.control_vault import VaultListReply
+
+_UNBOUND = (
+    "this board's one-time programmable memory holds no key: whoever copies the whole card opens"
+    " what is the device's (see README, The vault)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterctl vault`."""
     parser.epilog = """\
 The vault is a folder in the account's. What opens it is a secret of this
-device, which the services get as a credential; it is not in the account.
+device, which the services get as a credential; it is not in the account. A
+person's records take that person's passphrase besides. The running meter reads
+and changes them, with an event of each; `init` and `list` work without it.
 
 examples:
   meterctl vault init
   meterctl vault list --json
+  meterctl vault put flat-3 person --file person.txt
+  meterctl vault erase flat-3
 """
     actions = parser.add_subparsers(dest="vault_command", required=True, metavar="ACTION")
     _add_init(actions)
     _add_list(actions)
+    add_actions(actions)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what was asked; returns the exit code."""
-    return _init(options) if options.vault_command == "init" else _list(options)
+    if options.vault_command == "init":
+        return _init(options)
+    return _list(options) if options.vault_command == "list" else run_person(options)
 
 
 # --- init -------------------------------------------------------------------------------------
@@ -91,35 +113,32 @@ def _add_list(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "list what the vault holds; nothing is opened"
     parser = actions.add_parser("list", help=summary, description=f"list: {summary}.")
     parser.epilog = """\
+By the running meter; where none runs, by itself, as root.
+
 examples:
-  sudo meterctl vault list
+  meterctl vault list
 """
     add_state(parser)
+    add_socket(parser)
     add_json(parser)
 
 
 def _list(options: argparse.Namespace) -> int:
-    device = find_device_key()
-    if device is None:
-        raise AbsentError(
-            "nothing here opens the vault: no device secret, or you are not root",
-            hint="sudo, and on a new device `meterctl vault init` first",
-        )
-    with as_owner(options.state), StoredVault(options.state, device) as stored:
-        vault = stored.vault
-    persons = {subject.name for subject in vault.subjects if subject.passphrase is not None}
+    listed = _listed(options)
     entries = [
         {
-            "subject": record.subject,
-            "purpose": record.purpose,
-            "version": record.version,
-            "bytes": len(record.sealed) - _ENVELOPE_BYTES,
-            "passphrase": record.subject in persons,
+            "subject": subject["subject"],
+            "purpose": record["purpose"],
+            "version": record["version"],
+            "bytes": record["bytes"],
+            "passphrase": subject["passphrase"] is not None,
         }
-        for record in vault.records
+        for subject in listed["subjects"]
+        for record in subject["records"]
     ]
     if options.json:
-        print(json.dumps({"version": vault.version - 1, "records": entries}))
+        shown = {"version": listed["version"], "bound": listed["bound"], "records": entries}
+        print(json.dumps(shown))
         return 0
     columns = (
         Column("subject", 12),
@@ -139,4 +158,30 @@ def _list(options: argparse.Namespace) -> int:
         for entry in entries
     )
     print_table(columns, rows)
+    if not listed["bound"]:
+        sys.stderr.write(f"meterctl: warning: {_UNBOUND}\n")
     return 0
+
+
+def _listed(options: argparse.Namespace) -> VaultListReply:
+    """Return what the vault holds: by the running meter, or from the card."""
+    path = socket_of(options)
+    if path.exists():
+        try:
+            reply = ControlClient(path).call("VaultList")
+        except AbsentError:
+            if os.geteuid() != 0:
+                raise
+        else:
+            return cast("VaultListReply", reply)
+    device = find_device_key()
+    if device is None:
+        raise AbsentError(
+            "nothing here opens the vault: no device secret, or you are not root",
+            hint="sudo, and on a new device `meterctl vault init` first",
+        )
+    bound = is_bound()
+    with as_owner(options.state):
+        named = version_named(options.state)
+        with StoredVault(options.state, device, version_min=named) as stored:
+            return listing(stored.vault, bound=bound)

@@ -36,6 +36,7 @@ from asyncvarlink.serviceinterface import PermissionDenied, VarlinkServiceInterf
 from meterd.device.control_access import AccessMethods, AccessSource
 from meterd.device.control_connection import INTERFACE, Connection, Failed, listen
 from meterd.device.control_roles import RoleRegistry, role_of
+from meterd.device.control_vault import VaultMethods, VaultSource
 
 INTERFACE_VERSION = "1"  # the software's own version is a field of Status
 CONNECTIONS_MAX = 16  # people at one device; more is a program gone wrong, and is told so
@@ -260,14 +261,15 @@ class StreamEnded(TypedVarlinkErrorReply, interface=INTERFACE):
         pass
 
 
-class _Control(AccessMethods, VarlinkInterface, name=INTERFACE):
+class _Control(AccessMethods, VaultMethods, VarlinkInterface, name=INTERFACE):
     """Ask a meter how it is. Energies are in microjoules (1 Wh is 3600000000), exact."""
 
     errors = (Failed, TooManyConnections, StreamEnded, PermissionDenied)
 
-    def __init__(self, source: Source, uid: int) -> None:
+    def __init__(self, source: Source, uid: int, vault: VaultSource | None = None) -> None:
         self._source: Source = source
         self._role = role_of(uid, own_uid=os.geteuid())
+        self.uid, self.vault = uid, vault
 
     @varlinkmethod
     def Status(self) -> StatusReply:  # noqa: N802 - Varlink's spelling
@@ -309,7 +311,12 @@ class ControlServer:
     """
 
     def __init__(
-        self, path: Path, source: Source, allowed_uids: Callable[[int], bool] | None = None
+        self,
+        path: Path,
+        source: Source,
+        allowed_uids: Callable[[int], bool] | None = None,
+        *,
+        vault: VaultSource | None = None,
     ) -> None:
         """Prepare to serve `source` at `path`.
 
@@ -318,9 +325,11 @@ class ControlServer:
             source: What is told.
             allowed_uids: Whether a user may connect; by default root, our own, and members of
                 the socket's group.
+            vault: What keeps the vault; None where there is none.
         """
         self._path = path
         self._source = source
+        self._vault = vault
         self._allowed_uids = allowed_uids
         self._connections: set[Connection] = set()
         self.listening = asyncio.Event()
@@ -387,7 +396,7 @@ class ControlServer:
         registry.register_interface(
             VarlinkServiceInterface("meterd", "meterd", INTERFACE_VERSION, "", registry)
         )
-        registry.register_interface(_Control(self._source, uid))
+        registry.register_interface(_Control(self._source, uid, self._vault))
         self._connections.add(Connection(connected, registry, loop, self._forget))
 
     def _forget(self, connection: Connection) -> None:

@@ -39,6 +39,11 @@ ROLES = {
     "CaseAcknowledge": _BOTH,
     "Relay": _BOTH,
     "RelaySet": _OPERATOR,  # a household's power is the distributor's to cut, and root's to try
+    "VaultList": _BOTH,
+    "VaultTake": _BOTH,  # still sealed, and by the person's passphrase alone
+    "VaultKeep": _OPERATOR,
+    "VaultRotate": _OPERATOR,
+    "VaultErase": _OPERATOR,
     "Prune": _OPERATOR,  # samples exist on this card only
 }
 """Each method of the interface, and who has it."""

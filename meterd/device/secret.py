@@ -4,7 +4,7 @@ Two credentials of systemd (systemd.exec(5)). `meterd.device`, 32 bytes, lies on
 with the host's key (systemd-creds(1)), which lies there too: by itself it keeps the vault from who
 reads the state folder or a backup of it, not from who has the whole card. `meterd.board` is what
 the board's one-time programmable memory holds, read by root at each boot and never written to the
-card: with it a copied card opens nowhere else. A board that has none leaves it empty.
+card: with it a copied card opens nowhere else. A board that has none leaves no such credential.
 
 Root has both outside of a unit as well, by asking systemd-creds.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEVICE, BOARD = "meterd.device", "meterd.board"
 STORE = Path("/etc/credstore.encrypted")
-BOARD_FILE = Path("/run/meterd-board/key")
+BOARD_FILE = Path("/run/credstore/meterd.board")  # as meterd-board.service leaves it
 BOARD_BYTES_MAX = 64  # a Pi 5 has 16 rows of 32 bits for it, a Pi 4 has 8
 CREDS_S_MAX = 30
 
@@ -67,6 +67,17 @@ def find_device_key(
     return device_key(secret, bound or b"")
 
 
+def is_bound(environ: Mapping[str, str] = os.environ, *, board: Path = BOARD_FILE) -> bool:
+    """Return whether what opens this device's vault is bound to its board.
+
+    Raises:
+        DeniedError: What the board holds may not be read.
+        StorageError: It cannot be read.
+    """
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    return bool(_read(board if folder is None else Path(folder, BOARD)))
+
+
 def make_secret(store: Path = STORE) -> None:
     """Draw this device's secret and keep it encrypted; it is durable once this returns.
 
@@ -76,7 +87,7 @@ def make_secret(store: Path = STORE) -> None:
         DeniedError: Not root.
         StorageError: It cannot be kept.
     """
-    path, fresh = store / DEVICE, store / f"{DEVICE}.new"
+    path = store / DEVICE
     if os.geteuid() != 0:
         raise DeniedError("a device secret is root's to make", hint="run it with sudo")
     if path.exists():
@@ -84,6 +95,12 @@ def make_secret(store: Path = STORE) -> None:
             f"this device has a secret: {path}",
             hint="with another nothing in its vault could be opened",
         )
+    _draw(store, path)
+
+
+def _draw(store: Path, path: Path) -> bytes:
+    """Draw a secret and keep it at a path; return it once it is durable."""
+    fresh = store / f"{DEVICE}.new"
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh.unlink(missing_ok=True)
@@ -96,6 +113,59 @@ def make_secret(store: Path = STORE) -> None:
         sync_folder(store)
     except OSError as error:
         raise StorageError(f"cannot keep {path}: {error.strerror}") from error
+    return secret
+
+
+class Secrets:
+    """The secret of a device and the next one, while it is being replaced. For root.
+
+    First the next secret is on the card, then the vault is sealed by it, then it takes the place of
+    the one before. Whenever power fails, one of them opens the vault: `meterctl vault rotate
+    --device` once more finds which, and goes on from there.
+    """
+
+    def __init__(self, store: Path = STORE, *, board: Path = BOARD_FILE) -> None:
+        """Read what is there.
+
+        Raises:
+            AbsentError: There is no device secret, or no systemd-creds.
+            DeniedError: Not root.
+            StorageError: It cannot be read.
+        """
+        if os.geteuid() != 0:
+            raise DeniedError("a device secret is root's to replace", hint="run it with sudo")
+        self._store, self._path, self._next = store, store / DEVICE, store / f"{DEVICE}.next"
+        if not self._path.exists():
+            raise AbsentError(
+                f"there is no device secret: {self._path}", hint="`sudo meterctl vault init`"
+            )
+        self._secret = _creds("decrypt", str(self._path), "-")
+        self._bound = _read(board) or b""
+
+    @property
+    def present(self) -> list[bytes]:
+        """What may open the vault by the present secret: as it is bound now, and not bound."""
+        keys = [device_key(self._secret, self._bound), device_key(self._secret)]
+        return keys if self._bound else keys[:1]
+
+    @property
+    def begun(self) -> bytes | None:
+        """What opens the vault if the next secret has sealed it; None where none was drawn."""
+        if not self._next.exists():
+            return None
+        return device_key(_creds("decrypt", str(self._next), "-"), self._bound)
+
+    def draw(self) -> bytes:
+        """Draw the next secret; return what will open the vault, once it is durable."""
+        return device_key(_draw(self._store, self._next), self._bound)
+
+    def replace(self) -> None:
+        """Let the next secret be the one."""
+        try:
+            self._next.replace(self._path)
+            sync_folder(self._store)
+        except OSError as error:
+            raise StorageError(f"cannot replace {self._path}: {error.strerror}") from error
 
 
 def _creds(action: str, *paths: str, said: bytes = b"") -> bytes:

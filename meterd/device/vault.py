@@ -75,6 +75,7 @@ class StoredVault:
         self._card = Card()
         self._lock = _locked(self._folder)
         try:
+            os.fsync(self._lock)  # a process that was killed may have renamed, and not synced it
             self.vault = _opened(_read(self._folder), device, version_min)
         except BaseException:
             os.close(self._lock)
@@ -131,6 +132,25 @@ def changes(folder: Path, vault: Vault, before: list[Path]) -> list[Operation]:
         ),
         Operation("sync_folder", folder),
     ]
+
+
+def checked_version(state: Path, device: bytes | None, version_min: int) -> int:
+    """Return how often the vault has been written; 0 where there is none, or nothing opens it.
+
+    That version is durable.
+
+    Args:
+        state: The state folder.
+        device: From `envelope.device_key`; None on a machine without a device secret.
+        version_min: What is known from elsewhere to have been written.
+
+    Raises:
+        As `StoredVault`.
+    """
+    if device is None or not (version_min or (state / VAULT).is_dir()):
+        return 0
+    with StoredVault(state, device, version_min=version_min) as stored:
+        return stored.vault.version - 1
 
 
 def passphrase_key(text: str, passphrase: Passphrase) -> bytes:

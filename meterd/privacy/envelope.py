@@ -36,7 +36,7 @@ from nacl.bindings import (
 from nacl.exceptions import CryptoError
 from nacl.public import Box, PrivateKey, PublicKey
 
-from meterd.errors import AbsentError, EncodingError, VaultRefusedError
+from meterd.errors import AbsentError, EncodingError, VaultRefusedError, WrongPassphraseError
 from meterd.ledger.account import shaped
 from meterd.ledger.encoding import decode, digest, encode
 
@@ -190,7 +190,7 @@ class Vault(NamedTuple):
         passphrase_key: bytes,
     ) -> Vault:
         if passphrase is not None:
-            key = _seal(passphrase_key, key, _of_passphrase(name, passphrase), draw)
+            key = seal_key(name, passphrase, passphrase_key, key, draw)
         subject = Subject(name, passphrase, _seal(self.root, key, _of_subject(name), draw))
         others = [each for each in self.subjects if each.name != name]
         return self._replace(subjects=tuple(sorted((*others, subject))))
@@ -203,10 +203,7 @@ class Vault(NamedTuple):
             raise VaultRefusedError(f"the key of {name} was changed") from error
         if subject.passphrase is None:
             return key
-        try:
-            return _open(passphrase_key, key, _of_passphrase(name, subject.passphrase))
-        except CryptoError as error:
-            raise VaultRefusedError(f"that is not the passphrase of {name}") from error
+        return open_key(name, subject.passphrase, passphrase_key, key)
 
     def put(
         self,
@@ -223,15 +220,11 @@ class Vault(NamedTuple):
             EncodingError: Too much data, or a purpose that cannot be.
             VaultRefusedError: The passphrase is another.
         """
-        _check_name(purpose)
-        if len(data) > RECORD_BYTES_MAX:
-            raise EncodingError(f"a record has at most {RECORD_BYTES_MAX} bytes, got {len(data)}")
         key = self._subject_key(name, passphrase_key)
         before = [each for each in self.records if each[:2] == (name, purpose)]
         version = before[0].version + 1 if before else 1
-        sealed = _seal(key, data, _of_record(name, purpose, version), draw)
+        record = seal_record(key, (name, purpose, version), data, draw)
         others = [each for each in self.records if each not in before]
-        record = Record(name, purpose, version, sealed)
         return self._replace(records=tuple(sorted((*others, record))))
 
     def get(self, name: str, purpose: str, passphrase_key: bytes = b"") -> bytes:
@@ -244,12 +237,7 @@ class Vault(NamedTuple):
         key = self._subject_key(name, passphrase_key)
         for record in self.records:
             if record[:2] == (name, purpose):
-                try:
-                    return _open(key, record.sealed, _of_record(*record[:3]))
-                except CryptoError as error:
-                    raise VaultRefusedError(
-                        f"record {purpose} of {name} was changed, or is another's"
-                    ) from error
+                return open_record(key, record)
         raise AbsentError(f"the vault holds no {purpose} of {name}")
 
     def without(self, name: str, draw: Callable[[int], bytes]) -> Vault:
@@ -266,6 +254,45 @@ class Vault(NamedTuple):
             records=tuple(each for each in self.records if each.subject != name),
         )
         return left.rooted(draw)
+
+    def taken_out(self, name: str) -> bytes:
+        """Return a person's key as it is in the passphrase's envelope, out of the root key's.
+
+        Raises:
+            AbsentError: There is no such subject.
+            VaultRefusedError: Its key was changed, or it is a part of the device.
+        """
+        subject = self.subject(name)
+        if subject.passphrase is None:
+            raise VaultRefusedError(f"{name} is a part of the device: its keys stay in here")
+        try:
+            return _open(self.root, subject.sealed_key, _of_subject(name))
+        except CryptoError as error:
+            raise VaultRefusedError(f"the key of {name} was changed") from error
+
+    def put_in(
+        self,
+        name: str,
+        passphrase: Passphrase,
+        key: bytes,
+        records: tuple[Record, ...],
+        draw: Callable[[int], bytes],
+    ) -> Vault:
+        """Return the vault with all that belongs to a person, in the place of what did before.
+
+        Args:
+            name: Whose.
+            passphrase: How the passphrase becomes a key.
+            key: As `taken_out` returns it.
+            records: All of them.
+            draw: As for `with_subject`.
+        """
+        _check_name(name)
+        subject = Subject(name, passphrase, _seal(self.root, key, _of_subject(name), draw))
+        return self._replace(
+            subjects=tuple(sorted((*(s for s in self.subjects if s.name != name), subject))),
+            records=tuple(sorted((*(r for r in self.records if r.subject != name), *records))),
+        )
 
     def rooted(self, draw: Callable[[int], bytes]) -> Vault:
         """Return the vault under another root key; passphrases and records stay as they are.
@@ -302,6 +329,63 @@ class Vault(NamedTuple):
         named[0] = KEY_CONTEXT
         named.append(digest(content))
         return Files(content, encode([*named, _seal(self.device, self.root, encode(named), draw)]))
+
+
+def seal_record(
+    key: bytes, about: tuple[str, str, int], data: bytes, draw: Callable[[int], bytes]
+) -> Record:
+    """Return a record under its subject's key.
+
+    Args:
+        key: The subject's.
+        about: Subject, purpose and version.
+        data: What it holds.
+        draw: As for `Vault.with_subject`.
+
+    Raises:
+        EncodingError: Too much data, or a purpose that cannot be.
+    """
+    _check_name(about[1])
+    if len(data) > RECORD_BYTES_MAX:
+        raise EncodingError(f"a record has at most {RECORD_BYTES_MAX} bytes, got {len(data)}")
+    return Record(*about, _seal(key, data, _of_record(*about), draw))
+
+
+def open_record(key: bytes, record: Record) -> bytes:
+    """Return what a record holds.
+
+    Raises:
+        VaultRefusedError: It was changed, or stands in the place of another.
+    """
+    try:
+        return _open(key, record.sealed, _of_record(*record[:3]))
+    except CryptoError as error:
+        raise VaultRefusedError(
+            f"record {record.purpose} of {record.subject} was changed, or is another's"
+        ) from error
+
+
+def seal_key(
+    name: str,
+    passphrase: Passphrase,
+    passphrase_key: bytes,
+    key: bytes,
+    draw: Callable[[int], bytes],
+) -> bytes:
+    """Return a person's key in the envelope that the passphrase opens."""
+    return _seal(passphrase_key, key, _of_passphrase(name, passphrase), draw)
+
+
+def open_key(name: str, passphrase: Passphrase, passphrase_key: bytes, sealed: bytes) -> bytes:
+    """Return a person's key.
+
+    Raises:
+        WrongPassphraseError: The passphrase is another.
+    """
+    try:
+        return _open(passphrase_key, sealed, _of_passphrase(name, passphrase))
+    except CryptoError as error:
+        raise WrongPassphraseError(f"that is not the passphrase of {name}") from error
 
 
 def found(device: bytes, draw: Callable[[int], bytes]) -> Vault:
