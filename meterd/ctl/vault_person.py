@@ -117,10 +117,7 @@ def _put(options: argparse.Namespace) -> int:
         key = _derived(options.passphrase_file, options.subject, person.how)
         share, taken_from = _take(options, key, [])
         version, before = person.purposes.get(options.purpose, 0) + 1, key.hex()
-    try:
-        share = share.put(key, options.purpose, version, data, secrets.token_bytes)
-    except EncodingError as error:
-        raise UsageError(str(error), hint=error.hint) from error
+    share = share.put(key, options.purpose, version, data, secrets.token_bytes)
     reply = _keep(options, share, before, taken_from)
     return _tell(
         options,
@@ -439,7 +436,10 @@ def _take(options: argparse.Namespace, key: bytes, purposes: list[str]) -> tuple
 def _keep(
     options: argparse.Namespace, share: Share, before: str, taken_from: int
 ) -> dict[str, Any]:
-    spelt = b64encode(share.encode()).decode()
+    try:
+        spelt = b64encode(share.encode()).decode()
+    except EncodingError as error:
+        raise UsageError(str(error), hint=error.hint) from error
     return call(options, "VaultKeep", share=spelt, key=before, version=taken_from)
 
 
