@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.access import Access
+from meterd.alarm_outbox import AlarmOutbox
 from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
 from meterd.config import Settings, parameters
@@ -79,6 +80,7 @@ class Meter:
         durable_height: Height of the last block that is on the card: no other is told of.
         guard: Case switch, relay and what else is wired to pins.
         access: Who came, and who was not let in.
+        alarms: What neighbours are told of events.
     """
 
     def __init__(
@@ -158,6 +160,12 @@ class Meter:
             line=line_folder(state, settings) if settings.network.brokers else None,
             load=lambda first, last: load_blocks(state, first, last),
         )
+        self.alarms = AlarmOutbox(
+            line_folder(state, settings) if settings.network.brokers else None,
+            self.book.chain,
+            lambda: keys.get(self.neighbours.chain.key_at(self.neighbours.order[0])),
+        )
+        self.book.told = self.alarms.note
         self.book.waiting = not self.neighbours.may_seal(0)
         self._obey()
         self._decoder = BoardDecoder(settings.rules, joins=True)
@@ -172,6 +180,7 @@ class Meter:
         self._written = asyncio.Event()
         self._written.set()
         self._handed_over = self.book.chain
+        self._events_handed_over = self._events_durable = 0
         self._sealed: list[tuple[int, bytes]] = []
         self._rung, self._heard_ms = True, 0
         self.begins_anew = False
@@ -186,11 +195,17 @@ class Meter:
     # --- starting and stopping --------------------------------------------------------------
 
     def refuse(self, changed: SoftwareChangedError) -> None:
-        """Record that this software does not start; it seals nothing, an old stretch neither."""
-        self.book.stamp(self._clock.stamp())
+        """Record that this software does not start; it seals nothing, an old stretch neither.
+
+        It signs the alarm that says so, all the same: one vouches for no energy and speaks against
+        its own meter alone, and whoever changed the software had the key within reach before.
+        """
+        stamp = self._clock.stamp()
+        self.book.stamp(stamp)
         self.book.event("refused", (("reason", str(changed)[:200]),))
         self.book.raise_alarm("software_changed", str(changed), stands=True)
         self._card.perform(self.book.commit())
+        self.alarms.turn(stamp.boot_ms, self.book.log.events)
 
     def begin(self, installed: Installed, settings_digest: bytes = b"") -> None:
         """Record the start; nothing is written before the port has been opened.
@@ -402,9 +417,10 @@ class Meter:
         self.access.turn()
         self.guard.turn(*self._troubles(stamp))
         self._say_how_it_is()
+        self.alarms.turn(stamp.boot_ms, self._events_durable)
         due = stamp.boot_ms - self._committed_ms >= self.settings.log.commit_s * 1000
         if (
-            (due or book.pending or self.guard.pending)
+            (due or book.pending or self.guard.pending or self.alarms.pending)
             and self._written.is_set()
             and self.port_state != "closed"
         ):
@@ -532,6 +548,7 @@ class Meter:
         operations = self.book.commit() + self.guard.take_operations()
         if operations:
             self._handed_over = self.book.chain
+            self._events_handed_over = self.book.log.events
             self._sealed += self.book.take_sealed()
             self._written.clear()
             self._writes.put_nowait(operations)
@@ -566,7 +583,8 @@ class Meter:
                     f"the card has taken no write for {WRITE_STALL_S_MAX:.0f} s",
                     hint="it is failing: copy the account, replace the card",
                 ) from error
-            head = self._handed_over.head
+            head, self._events_durable = self._handed_over.head, self._events_handed_over
+            self.alarms.turn(self._clock.stamp().boot_ms, self._events_durable)
             sealed, self._sealed = self._sealed, []
             if sealed:
                 self.neighbours.sealed(self._handed_over, sealed)
@@ -623,7 +641,7 @@ class Meter:
         path = self.settings.control.socket or f"{folder}/control"
         answers = Answers(self)
         self.published = answers.publish
-        self.book.told = answers.tell
+        self.book.told = self.alarms.beside(answers.tell)
         desk = VaultDesk(
             self._state,
             self._device,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 from meterd.authority.certificate import spell_order
 from meterd.authority.effects import (
     Accuse,
+    Alarmed,
     Asked,
     Assembled,
     Certify,
@@ -42,6 +43,7 @@ from meterd.authority.effects import (
     SendClosings,
     SendEvidence,
     Stopping,
+    Taken,
     Tell,
     Tick,
 )
@@ -150,7 +152,7 @@ def _rests_on_store(effect: Effect) -> bool:
         return any(isinstance(record, PutPromise) for record in effect.records)
     return isinstance(
         effect,
-        (Load, SendBatches, SendEvidence, SendCertificate, SendClosings, Accuse, Certify),
+        (Load, SendBatches, SendEvidence, SendCertificate, SendClosings, Accuse, Certify, Taken),
     )
 
 
@@ -241,7 +243,7 @@ class Peer:
             certificate=paths[1] if tls else None,
             key=paths[2] if tls else None,
         )
-        topics = [f"{self._topics}/+/{kind}" for kind in ("block", "attest", "digest")]
+        topics = [f"{self._topics}/+/{kind}" for kind in ("block", "attest", "digest", "alarm")]
         topics += [f"{self._topics}/+/evidence", f"{self._topics}/+/fetch/{self._name}"]
         topics.append(f"{self._topics}/+/answer/{self._name}")
         self._status = f"{self._topics}/{self._name}/status"
@@ -364,6 +366,8 @@ class Peer:
             self._offered[letter.name] = mark
             if letter.kind == "block":
                 self._put(Sealed(letter.data))
+            elif letter.kind == "alarm":
+                self._put(Alarmed(letter.name, letter.data))
             elif letter.kind == "question":
                 self._outbox.remove(letter.name)
                 if len(letter.data) != QUESTION_BYTES:
@@ -453,6 +457,8 @@ class Peer:
                     name = f"{effect.kind}-{of or digest(effect.message).hex()[:32]}"
                     self._inbox.put(name, effect.message)
                     self._inbox.ring()
+                case Taken():
+                    self._outbox.remove(effect.name)
                 case Tell():
                     self._tell(effect)
 
@@ -556,6 +562,7 @@ class Peer:
                 {"name": name, "height": height, "reason": reason}
                 for name, height, reason in gossip.refused
             ],
+            "alarms": gossip.alarms.shown(),
             "counts": gossip.counts | {"waiting_dropped": self._dropped},
         }
         fresh = self._shown.with_name(f".{PEER_FILE}")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 RELEVANT = (
     "__init__.py",
+    "alarm_outbox.py",
+    "announcing.py",
     "authority/attestation.py",
     "authority/boot.py",
     "authority/certificate.py",

@@ -43,6 +43,18 @@ class Sealed(NamedTuple):
     message: bytes
 
 
+class Alarmed(NamedTuple):
+    """This device's meter tells of an event of its own.
+
+    Attributes:
+        name: Of the letter that it lies in.
+        message: What it says, sealed.
+    """
+
+    name: str
+    message: bytes
+
+
 class Asked(NamedTuple):
     """This device's meter wants to know its head (the boot rule).
 
@@ -84,7 +96,9 @@ class Stopping(NamedTuple):
     """The node ends in good order."""
 
 
-Event: TypeAlias = Received | Sealed | Asked | Loaded | Assembled | Tick | Connected | Stopping
+Event: TypeAlias = (
+    Received | Sealed | Alarmed | Asked | Loaded | Assembled | Tick | Connected | Stopping
+)
 
 
 # --- effects ----------------------------------------------------------------------------------
@@ -181,6 +195,13 @@ class PutPromise(NamedTuple):
     height: int
 
 
+class PutAlarm(NamedTuple):
+    """Keep a meter's last alarm, which its seal has been verified of."""
+
+    meter: str
+    message: bytes
+
+
 Record: TypeAlias = (
     PutBlocks
     | DropBlocks
@@ -194,6 +215,7 @@ Record: TypeAlias = (
     | PutStart
     | PutEpoch
     | PutPromise
+    | PutAlarm
 )
 
 
@@ -290,6 +312,12 @@ class Deliver(NamedTuple):
     height: int = 0
 
 
+class Taken(NamedTuple):
+    """A letter of the outbox need not lie there any more: what it says is kept, or refused."""
+
+    name: str
+
+
 class Tell(NamedTuple):
     """Say what happened, to the journal and to whoever asks; `level` 0 info, 1 warning, 2 error."""
 
@@ -309,5 +337,6 @@ Effect: TypeAlias = (
     | Accuse
     | Certify
     | Deliver
+    | Taken
     | Tell
 )

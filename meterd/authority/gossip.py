@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meterd.authority.alarms import Alarms
 from meterd.authority.asking import Asking, cost_of
 from meterd.authority.attestation import ATTEST_CONTEXT
 from meterd.authority.certificate import (
@@ -24,6 +25,7 @@ from meterd.authority.certificate import (
     verify_evidence,
 )
 from meterd.authority.effects import (
+    Alarmed,
     Asked,
     Assembled,
     Certify,
@@ -62,6 +64,7 @@ from meterd.authority.snapshot import NEW, Snapshot
 from meterd.authority.voting import Voting
 from meterd.authority.witness import ChainEndedError, place_of
 from meterd.errors import BlockRejectedError, EncodingError
+from meterd.ledger.alarm import ALARM_CONTEXT
 from meterd.ledger.block import decode_block
 from meterd.ledger.chain import head_behind
 from meterd.ledger.encoding import MESSAGE_BYTES_MAX, decode, digest, take_apart
@@ -84,6 +87,7 @@ class Gossip(Node):
         asking: What it asks, and answers.
         voting: What it attests, and what a quorum did.
         judging: What it makes of blocks and orders.
+        alarms: What meters tell of themselves.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Gossip(Node):
         self.asking = Asking(self)
         self.voting = Voting(self, self.asking, snapshot)
         self.judging = Judging(self, self.asking, self.voting)
+        self.alarms = Alarms(self, snapshot.alarms)
         self._counters = dict(snapshot.counters)
         self._counters_dirty = False
         self._counters_ms = 0
@@ -125,6 +130,7 @@ class Gossip(Node):
         self._digest_ms = 0
         self._head = b""
         self._restore(snapshot)
+        self.alarms.restore()
 
     def _restore(self, snapshot: Snapshot) -> None:
         roster = self.roster
@@ -179,6 +185,8 @@ class Gossip(Node):
                 self._receive(event.sender, event.message)
             case Sealed():
                 self._seal(event.message)
+            case Alarmed():
+                self.alarms.offer(event)
             case Tick():
                 self._tick()
             case Loaded():
@@ -193,6 +201,7 @@ class Gossip(Node):
             case Connected():
                 self._digest_ms = min(self._digest_ms, now.mono_ms + self.jitter(500))
                 self.voting.recall.ask_at_once()
+                self.alarms.connected()
         for sender in self.judging.runs.blamed:
             self._blame(sender, "blocks with bad seals")
         self.judging.runs.blamed.clear()
@@ -289,7 +298,9 @@ class Gossip(Node):
 
     def _take_sealed(self, sender: str, message: bytes) -> None:
         parts = take_apart(message)
-        if not self.judging.take(sender, message, parts):
+        if ALARM_CONTEXT.encode() in parts.payload[:24]:
+            self.alarms.take(sender, message, parts)
+        elif not self.judging.take(sender, message, parts):
             kid = parts.kid
             said = open_said(message, lambda name: self.key_of(name, kid), self.roster.genesis)
             if kid in self.keys_coming(said.sender):
@@ -430,6 +441,7 @@ class Gossip(Node):
         self.judging.judge_waiting()
         self.judging.runs.verify()
         self._send_head()
+        self.alarms.turn()
         if now_ms >= self._digest_ms:
             period_ms = self.settings.digest_ms
             self._digest_ms = now_ms + period_ms // 2 + self.jitter(period_ms)

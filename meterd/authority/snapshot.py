@@ -75,6 +75,7 @@ class Snapshot(NamedTuple):
         promises: (meter, incarnation, height), the last of each meter.
         locks: (epoch, key id, leaf) of what voters had attested when they closed an epoch, above
             what is certified.
+        alarms: The last one of each meter, sealed.
     """
 
     starts: int = 1
@@ -90,6 +91,7 @@ class Snapshot(NamedTuple):
     epoch: int = 1
     promises: tuple[tuple[str, int, int], ...] = ()
     locks: tuple[tuple[int, bytes, Leaf], ...] = ()
+    alarms: tuple[bytes, ...] = ()
 
 
 NEW = Snapshot()

@@ -296,6 +296,7 @@ _SHAPE: dict[str, Any] = {
     "chains": list,
     "accused": list,
     "refused": list,
+    "alarms": list,
     "counts": dict,
 }
 _ROWS: dict[str, dict[str, Any]] = {
@@ -314,4 +315,14 @@ _ROWS: dict[str, dict[str, Any]] = {
     },
     "accused": {"name": str, "role": str, "height": int},
     "refused": {"name": str, "height": int, "reason": str},
+    "alarms": {
+        "name": str,
+        "incarnation": int,
+        "number": int,
+        "wall_ms": int,
+        "kind": str,
+        "alarm": str,
+        "untold": int,
+        "standing": list,
+    },
 }

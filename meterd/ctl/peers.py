@@ -13,7 +13,7 @@ from meterd.authority.roster import WITNESSED_MAX
 from meterd.ctl.evidence import accusation
 from meterd.ctl.node import add_node, line_of, open_node, read_shown
 from meterd.ctl.options import add_json
-from meterd.ctl.show import Column, note, print_table
+from meterd.ctl.show import Column, note, print_table, utc
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +27,8 @@ MINUTE_S, HOUR_S = 60, 3600
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterctl peers`."""
     parser.epilog = """\
-What is wrong comes first: who signed two histories, and chains that are frozen.
+What is wrong comes first: who signed two histories, chains that are frozen, and
+the alarms that stand at the meters, this one's too, as each has sealed them.
 A chain's head is seen by those voters who attested just that block; a quorum
 that attested it or a later one certifies it.
 
@@ -113,6 +114,7 @@ def of_store(node: KnownNode) -> dict[str, Any]:
             for one in core.accused.values()
         ],
         "refused": [],
+        "alarms": core.alarms.shown(),
         "counts": {},
     }
 
@@ -136,6 +138,12 @@ def _show(told: dict[str, Any]) -> None:
             print(
                 f"frozen: {_chain(chain)} at its certified block {chain['certified_height']}:"
                 f" {chain['frozen']}"
+            )
+    for meter in told["alarms"]:
+        for one in meter["standing"]:
+            print(
+                f"alarm: {meter['name']}: {one['alarm']}, since"
+                f" {utc(one['since_ms'] // 1000)} by its clock (event {one['number']})"
             )
     voters = told["voters"]
     word = "certified" if voters > WITNESSED_MAX else "witnessed, not fork-proof"

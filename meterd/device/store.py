@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from meterd.authority.attestation import CHECKS_ALL, Leaf, open_batch
 from meterd.authority.effects import (
     DropBlocks,
+    PutAlarm,
     PutBatch,
     PutBlocks,
     PutCertificate,
@@ -80,6 +81,8 @@ CREATE TABLE counter (name TEXT PRIMARY KEY, counter INTEGER NOT NULL) WITHOUT R
 CREATE TABLE promise (
     meter TEXT PRIMARY KEY, incarnation INTEGER NOT NULL, height INTEGER NOT NULL) WITHOUT ROWID;
 """
+_ADDED = "CREATE TABLE IF NOT EXISTS alarm (meter TEXT PRIMARY KEY, message BLOB) WITHOUT ROWID"
+"""Later than the schema's number: an older meterd leaves it alone, and a newer one makes it."""
 
 
 class StoreDamagedError(StorageError):
@@ -154,6 +157,7 @@ class Store:
                 f"the store {self._path} has schema {version}, this meterd knows {SCHEMA}",
                 hint="install the meterd that wrote it, or move it away: peers have it all",
             )
+        run(_ADDED)
         meta = dict(run("SELECT key, value FROM meta").fetchall())
         if (meta.get("genesis"), meta.get("node")) != (self.genesis, node):
             raise ConfigError(
@@ -263,6 +267,8 @@ class Store:
                 run("UPDATE meta SET value = ? WHERE key = 'epoch'", (record.epoch,))
             case PutPromise():
                 run("INSERT OR REPLACE INTO promise VALUES (?, ?, ?)", record)
+            case PutAlarm():
+                run("INSERT OR REPLACE INTO alarm VALUES (?, ?)", record)
 
     def _put_batch(self, batch: Batch, message: bytes, *, beside: bool) -> None:
         run, many = self._db.execute, self._db.executemany
@@ -444,6 +450,7 @@ class Store:
             epoch=meta["epoch"],
             locks=self._locks(),
             promises=tuple(run("SELECT meter, incarnation, height FROM promise").fetchall()),
+            alarms=tuple(message for (message,) in run("SELECT message FROM alarm")),
         )
 
     def _locks(self) -> tuple[tuple[int, bytes, Leaf], ...]:
