@@ -72,6 +72,13 @@ def parameters_for(
     )
 
 
+def _recorded(parameters: Parameters, before: Parameters | None) -> Details:
+    """Return a record as an event keeps it, with the old value and the new of all that differs."""
+    changes = parameters.changes_from(before) if before is not None else ()
+    named = [((f"{what} old", old), (f"{what} new", new)) for what, old, new in changes]
+    return (("record", parameters.encode()), *chain.from_iterable(named))
+
+
 class Bookkeeper:
     """Keeps one account. Not for two tasks at once.
 
@@ -158,6 +165,7 @@ class Bookkeeper:
         if before is not None and self.parameters != before:
             self.parameters = replace(self.parameters, sequence=before.sequence + 1)
         self._parameters_before = before
+        self._parameters_next: Parameters | None = None
         self._terms = Terms(self.parameters, boot_id)
         self._of = self._terms.of
         self._owed: dict[Register, int] = {}
@@ -212,11 +220,7 @@ class Bookkeeper:
         sealer.hand_out()
         before = self._parameters_before
         if before != self.parameters:
-            changes: list[tuple[str, str | int | bytes]] = []
-            if before is not None:
-                for what, old, new in self.parameters.changes_from(before):
-                    changes += [(f"{what} old", old), (f"{what} new", new)]
-            self.event("parameters", (("record", self.parameters.encode()), *changes))
+            self.event("parameters", _recorded(self.parameters, before))
         begun = recovered.found.recovered
         fresh = begun is not None and head.height == begun.height
         self._sums_before = recovered.sums if fresh else closed.sums_now
@@ -530,7 +534,7 @@ class Bookkeeper:
             run=self.run,
             sums=dict(zip(self._terms.codes, base.sums, strict=True)),
             wall=(self._sealer.boot_ms, wall),
-            parameters=self.parameters,
+            parameters=(self.parameters, *filter(None, (self._parameters_next,))),
         )
 
     def seal_open(self) -> None:
@@ -616,6 +620,19 @@ class Bookkeeper:
     @told.setter
     def told(self, told: Callable[[Event], None]) -> None:
         self._sealer.told = told
+
+    @property
+    def parameters_next(self) -> Parameters | None:
+        """The record that the next start begins under, where `change` has given one."""
+        return self._parameters_next
+
+    def change(self, parameters: Parameters, details: Details = ()) -> None:
+        """Append the parameter record that the next start begins under.
+
+        This run ends under the one in force. A checkpoint that comes between holds both.
+        """
+        self._parameters_next = parameters
+        self.event("parameters", (*_recorded(parameters, self.parameters), *details))
 
     def prune(self, pruned: Pruned) -> None:
         """Append the event that says that a segment goes; durable before the file does."""

@@ -305,6 +305,17 @@ def check(text: str, *, source: str) -> tuple[Settings | None, list[Mistake]]:
     return settings, mistakes
 
 
+def settings_of(tables: dict[str, Any]) -> tuple[Settings | None, list[Mistake]]:
+    """Return the settings that decoded tables hold, and all that is wrong with them.
+
+    Args:
+        tables: As `tomllib` gives them, decimals for numbers with a point; no lines are known.
+    """
+    reader = _Reader(tables, "the settings")
+    settings = _settings(reader)
+    return settings, [mistake for _, mistake in reader.found]
+
+
 class NodeSettings(NamedTuple):
     """What the peer process takes from the settings, of a node with a meter or without.
 

@@ -20,10 +20,10 @@ from meterd.access import Access
 from meterd.alarm_outbox import AlarmOutbox
 from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
-from meterd.config import Settings, parameters
+from meterd.config_signed import in_force
 from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
 from meterd.device.card import Card
-from meterd.device.clock import BUILD_S, Clock, Stamp
+from meterd.device.clock import BUILD_S, Clock, Stamp, SystemClock
 from meterd.device.history import last_known, last_started
 from meterd.device.keys import load_seals, seals_kept
 from meterd.device.port import read_board
@@ -39,6 +39,7 @@ from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, line_folder
 from meterd.since import Started, changes, unclean
+from meterd.parameters import Desk
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
@@ -46,10 +47,12 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
+    from meterd.config import Settings
     from meterd.device.card import Operation
     from meterd.device.mailbox import Mailbox
     from meterd.ledger.account import Genesis
     from meterd.ledger.event import Details
+    from meterd.metering.reading import Reading
 
 CHUNKS_WAITING_MAX = 4096  # reads while the account is fed anew: a minute of the fastest board
 WRITE_STALL_S_MAX = 120.0  # a card that takes no write for so long is broken
@@ -59,6 +62,7 @@ SECRET_BYTES = 32
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ROW_BYTES = 32  # a row of one clamp
 STORAGE_DAYS_MIN = 30  # less room than this is an alarm
+REPLY_S = 0.2  # whoever changed the parameters is told before the meter starts anew
 UNREAD_BYTES_MAX = 300  # some 6 lines without a good one among them: no line noise
 
 
@@ -76,11 +80,14 @@ class Meter:
         book: The account; only the measuring task touches it.
         port_state: `closed`, `open`, `lost` or `silent`.
         last: The last reading and its stamp, or None.
+        last_reading: The last reading, clamp by clamp, or None.
         begins_anew: The account has begun anew behind its neighbours' blocks: start once more.
+        changed: Its parameters have been changed: likewise.
         durable_height: Height of the last block that is on the card: no other is told of.
         guard: Case switch, relay and what else is wired to pins.
         access: Who came, and who was not let in.
         alarms: What neighbours are told of events.
+        desk: Judges what is to change the parameters.
     """
 
     def __init__(
@@ -105,7 +112,7 @@ class Meter:
             VaultRefusedError: The vault is another device's, was changed, or is older than the
                 account says.
         """
-        self.settings, self._genesis = settings, genesis
+        self._genesis = genesis
         self._state, self._clock, self._manager, self._logger = state, clock, manager, logger
         self._speed = speed
         roster = read_orders(state, genesis)
@@ -136,10 +143,15 @@ class Meter:
         recovered = recover(state, chain, card=self._card)
         self._before, self._unclean = last_started(state), last_known(state, recovered)
         self._kept = seals_kept(state, device)
+        records = recovered.found.parameters.values()
+        newest = max(records, key=lambda record: record.sequence, default=None)
+        self.settings, pairs, self._differs = in_force(settings, newest.settings if newest else ())
+        if self.settings.clock != settings.clock and isinstance(clock, SystemClock):
+            self._clock = clock = SystemClock(self.settings.clock.trust)
         self.book = Bookkeeper(
             state,
-            rules=settings.rules,
-            settings=parameters(settings),
+            rules=self.settings.rules,
+            settings=pairs,
             software_id=software_id(),
             build_ms=BUILD_S * 1000,
             interval_s=genesis.interval_s,
@@ -151,6 +163,7 @@ class Meter:
             changes=tuple(change[1:] for change in roster.intervals[1:]),
         )
         self.book.alarmed = self._alarmed
+        self.desk = Desk(self.book, self.settings, settings)
         self.guard = Guard(state, settings.gpio, self.book, logger)
         self.access = Access(self.book, clock, logger)
         self.neighbours = Neighbours(
@@ -168,14 +181,14 @@ class Meter:
         self.book.told = self.alarms.note
         self.book.waiting = not self.neighbours.may_seal(0)
         self._obey()
-        self._decoder = BoardDecoder(settings.rules, joins=True)
+        self._decoder = BoardDecoder(self.settings.rules, joins=True)
         self.port_state = "closed"
         self.last: tuple[list[int], int, Stamp] | None = None
+        self.last_reading: Reading | None = None
         self.published: Callable[[object], None] | None = None
         self.free_bytes = self._free()
         self._chunks: deque[Chunk] = deque()
         self._wake = asyncio.Event()
-        self._stopping = False
         self._writes: asyncio.Queue[list[Operation]] = asyncio.Queue(1)
         self._written = asyncio.Event()
         self._written.set()
@@ -183,7 +196,7 @@ class Meter:
         self._events_handed_over = self._events_durable = 0
         self._sealed: list[tuple[int, bytes]] = []
         self._rung, self._heard_ms = True, 0
-        self.begins_anew = False
+        self._stopping = self.begins_anew = self.changed = False
         self._keys = keys
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
@@ -231,6 +244,7 @@ class Meter:
         if before is not None or book.run == 1:  # else it began anew: its old streams are apart
             for kind, told in changes(before, now):
                 book.event(kind, told)
+        self.book.raise_alarm("parameters", self._differs, stands=bool(self._differs))
         self._committed_ms = stamp.boot_ms
         self._check_room()
 
@@ -244,13 +258,14 @@ class Meter:
         def stop(_number: int, _frame: FrameType | None) -> None:
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            self._stopping = True
+            self._stopping, self.changed = True, False
             loop.call_soon_threadsafe(self._wake.set)
 
         # Not the loop's own handlers: it would put back the default as it closes, and a second
         # SIGTERM would then kill a process that has just made all durable.
         for number in STOP_SIGNALS:
             signal.signal(number, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._reading = tasks.create_task(self._read(), name="read the port")
@@ -267,10 +282,23 @@ class Meter:
                 for task in others:
                     task.cancel()
         finally:
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            self._manager.stopping()
+            if self.changed:  # it goes on at once: a signal that comes between waits till then
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            else:
+                for number in STOP_SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)
+                self._manager.stopping()
             self._card.close()
+
+    def start_anew(self) -> None:
+        """End this run and begin another in the same process, as the parameters have changed."""
+        self.changed = True
+
+        def stop() -> None:
+            self._stopping = True
+            self._wake.set()
+
+        asyncio.get_running_loop().call_later(REPLY_S, stop)
 
     async def _read(self) -> NoReturn:
         board = self.settings.board
@@ -351,7 +379,7 @@ class Meter:
             [*load_blocks(self._state, 1, own), *given],
             recovered,
             key=self._keys[chain.key_at(self.neighbours.order[0])],
-            parameters=book.parameters,
+            parameters=book.parameters_next or book.parameters,
             events=max(book.log.events, chain.head.events),
             stamp=(stamp.boot_ms, max(stamp.wall_ms, 0)),
             old_height=own,
@@ -384,6 +412,7 @@ class Meter:
                 for power, role in zip(reading.powers_mw, book.parameters.roles, strict=True)
                 if role == "mains"
             ]
+            self.last_reading = reading
             self.last = ([sum(mains), reading.voltage_mv, *reading.currents_ma], 0, chunk.stamp)
             self._see(estimated=reading.estimated)
             if self.published is not None:
@@ -632,29 +661,23 @@ class Meter:
     # --- the control socket -----------------------------------------------------------------
 
     async def _control(self) -> None:
-        from meterd.device.control import ControlServer
         from meterd.device.secret import is_bound
-        from meterd.meter_answers import Answers
+        from meterd.meter_socket import serve
         from meterd.vault_desk import VaultDesk
 
         folder = os.environ.get("RUNTIME_DIRECTORY") or str(self._state)
         path = self.settings.control.socket or f"{folder}/control"
-        answers = Answers(self)
-        self.published = answers.publish
-        self.book.told = self.alarms.beside(answers.tell)
         desk = VaultDesk(
             self._state,
             self._device,
             bound=self._device is not None and is_bound(),
             version=self._vault_version,
-            record=self._record,
+            record=self.record,
             now_ms=lambda: self._clock.stamp().boot_ms,
         )
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(desk.watch(), name="watch the vault")
-            await ControlServer(Path(path), answers, vault=desk).serve()
+        await serve(self, Path(path), desk)
 
-    async def _record(self, kind: str, details: Details) -> tuple[int, int]:
+    async def record(self, kind: str, details: Details) -> tuple[int, int]:
         """Make an event durable; return its number and its time, ms since 1970."""
         stamp = self._clock.stamp()
         self.book.stamp(stamp)
@@ -662,6 +685,10 @@ class Meter:
         number = self.book.log.events
         await self.flush()
         return number, stamp.wall_ms
+
+    def stamp(self) -> Stamp:
+        """Return the present instant."""
+        return self._clock.stamp()
 
     @property
     def state_folder(self) -> Path:

@@ -69,7 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
-    """Run the meter until it is stopped; say whether its account has begun anew and it must too."""
+    """Run the meter until it is stopped; say whether it must start anew.
+
+    It must where its account has begun anew, or its parameters have been changed.
+    """
     try:
         installed = check_installed()
     except SoftwareChangedError as changed:
@@ -94,7 +97,7 @@ def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
         asyncio.run(meter.run())
     finally:
         os.close(held)
-    return meter.begins_anew
+    return meter.begins_anew or meter.changed
 
 
 @contextmanager

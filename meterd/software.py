@@ -41,6 +41,7 @@ RELEVANT = (
     "init.py",
     "meter.py",
     "neighbours.py",
+    "parameters.py",
     "run.py",
     "software.py",
     "device/*.py",
@@ -54,6 +55,7 @@ RELEVANT = (
 when to seal, with which key and by which orders."""
 
 IRRELEVANT = (
+    "access*.py",
     "device/broker*.py",
     "device/control*.py",
     "device/gpio*.py",
@@ -61,16 +63,17 @@ IRRELEVANT = (
     "device/proofs*.py",
     "device/store*.py",
     "device/systemd*.py",
-    "access*.py",
     "guard.py",
     "health.py",
     "lamp.py",
     "meter_answers.py",
+    "meter_socket.py",
+    "parameter_answers.py",
     "peer_keeper.py",
     "pins.py",
-    "since.py",
     "privacy/guesses.py",
     "privacy/share.py",
+    "since.py",
     "vault_desk.py",
 )
 """What is not, of the above and of all else that the metering process imports: it shows, or tells,

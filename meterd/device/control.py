@@ -317,6 +317,7 @@ class ControlServer:
         allowed_uids: Callable[[int], bool] | None = None,
         *,
         vault: VaultSource | None = None,
+        beside: VarlinkInterface | None = None,
     ) -> None:
         """Prepare to serve `source` at `path`.
 
@@ -326,8 +327,10 @@ class ControlServer:
             allowed_uids: Whether a user may connect; by default root, our own, and members of
                 the socket's group.
             vault: What keeps the vault; None where there is none.
+            beside: A further interface; its methods have their line in `control_roles`, too.
         """
         self._path = path
+        self._beside = beside
         self._source = source
         self._vault = vault
         self._allowed_uids = allowed_uids
@@ -355,7 +358,7 @@ class ControlServer:
             self.listening.set()
             while True:
                 try:
-                    connected, _ = await loop.sock_accept(listener)
+                    connected = await _accept(listener, loop)
                 except OSError:  # out of descriptors, or it went before it was taken
                     await asyncio.sleep(ACCEPT_RETRY_S)
                 else:
@@ -392,16 +395,39 @@ class ControlServer:
             with connected, contextlib.suppress(OSError):  # it may have gone; it is closed anyway
                 connected.send(json.dumps(refusal.tojson()).encode() + b"\0")
             return
-        registry = RoleRegistry(role_of(uid, own_uid=os.geteuid()), INTERFACE)
+        registry = RoleRegistry(role_of(uid, own_uid=os.geteuid()))
         registry.register_interface(
             VarlinkServiceInterface("meterd", "meterd", INTERFACE_VERSION, "", registry)
         )
         registry.register_interface(_Control(self._source, uid, self._vault))
+        if self._beside is not None:
+            registry.register_interface(self._beside)
         self._connections.add(Connection(connected, registry, loop, self._forget))
 
     def _forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self.dropped += connection.dropped
+
+
+async def _accept(listener: socket.socket, loop: asyncio.AbstractEventLoop) -> socket.socket:
+    """Return the next client's socket, not blocking.
+
+    Not `loop.sock_accept`: where that is cancelled as a client comes it keeps the client's socket
+    to itself, open, and the client waits for an answer.
+    """
+    while True:
+        try:
+            connected, _ = listener.accept()
+        except BlockingIOError:
+            ready = asyncio.Event()
+            loop.add_reader(listener, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                loop.remove_reader(listener)
+        else:
+            connected.setblocking(False)
+            return connected
 
 
 def groups_of(connected: socket.socket) -> frozenset[int]:

@@ -44,9 +44,12 @@ _STREAM_ENDED = f"{INTERFACE}.StreamEnded"
 class ControlClient:
     """Where a daemon listens; each call has a connection of its own."""
 
-    def __init__(self, path: Path, *, timeout_s: float = REPLY_S_MAX) -> None:
+    def __init__(
+        self, path: Path, *, timeout_s: float = REPLY_S_MAX, interface: str = INTERFACE
+    ) -> None:
         """Prepare to ask the daemon at `path`, waiting `timeout_s` for an answer."""
         self._path = path
+        self._interface = interface
         self._timeout_s = timeout_s
 
     def call(self, method: str, /, **parameters: object) -> dict[str, Any]:
@@ -92,7 +95,7 @@ class ControlClient:
                     hint="start it: `meterd run --config FILE`; or name its socket",
                 ) from error
             with contextlib.suppress(BrokenPipeError):  # refused: the reason is there to be read
-                call["method"] = f"{INTERFACE}.{method}"
+                call["method"] = f"{self._interface}.{method}"
                 connection.sendall(json.dumps(call).encode() + b"\0")
             connection.settimeout(timeout_s)
             yield from self._replies(connection, method)

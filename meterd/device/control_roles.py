@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from asyncvarlink import VarlinkMethodCall, VarlinkMethodSignature
 
+DESCRIBES = "org.varlink.service"  # says which interfaces there are
 OPERATOR = "operator"
 TECHNICIAN = "technician"
 _BOTH = frozenset({OPERATOR, TECHNICIAN})
@@ -44,9 +45,13 @@ ROLES = {
     "VaultKeep": _OPERATOR,
     "VaultRotate": _OPERATOR,
     "VaultErase": _OPERATOR,
+    "Show": _BOTH,
+    "Clamps": _BOTH,
+    "Change": _BOTH,  # it is signed, and judged by that
+    "Commission": _OPERATOR,
     "Prune": _OPERATOR,  # samples exist on this card only
 }
-"""Each method of the interface, and who has it."""
+"""Each method of our interfaces, and who has it."""
 
 
 def role_of(uid: int, *, own_uid: int) -> str:
@@ -65,10 +70,10 @@ def may(role: str, method: str) -> bool:
 class RoleRegistry(VarlinkInterfaceRegistry):
     """The interfaces as one role sees them: what it may not call is refused before it is read."""
 
-    def __init__(self, role: str, interface: str) -> None:
-        """Let `role` call of `interface` what the list says; of others, which describe, all."""
+    def __init__(self, role: str) -> None:
+        """Let `role` call what the list says, and all of the interface that describes the others."""
         super().__init__()
-        self._role, self._interface = role, interface
+        self._role = role
 
     def lookup_method(
         self, call: VarlinkMethodCall
@@ -79,6 +84,6 @@ class RoleRegistry(VarlinkInterfaceRegistry):
             VarlinkErrorReply: There is no such method, or not for this role.
         """
         found = super().lookup_method(call)
-        if call.method_interface == self._interface and not may(self._role, call.method_name):
+        if call.method_interface != DESCRIBES and not may(self._role, call.method_name):
             raise PermissionDenied
         return found

@@ -212,7 +212,7 @@ class Sealer:
         run: int,
         sums: dict[bytes, int],
         wall: tuple[int, Wall] | None,
-        parameters: Parameters,
+        parameters: tuple[Parameters, ...],
     ) -> None:
         """Let events and blocks begin new segments, and a checkpoint say what came before.
 
@@ -224,7 +224,7 @@ class Sealer:
             run: Number of the daemon's start.
             sums: Running sums at the last block, half uJ, by OBIS code.
             wall: From which boot clock on the run lies where, if that is known.
-            parameters: The record in force.
+            parameters: The record in force, and the one that the next start begins under.
         """
         self._operations += self.log.take_operations()
         checkpoint = Checkpoint(
@@ -232,7 +232,7 @@ class Sealer:
                 chain=self.chain,
                 ends={"samples": samples, **self.log.finish_frames()},
                 events=self.log.events,
-                parameters=(parameters.encode(),),
+                parameters=tuple(record.encode() for record in parameters),
                 cut_ms=cut_ms,
             ),
             run=run,

@@ -250,6 +250,11 @@ class Parameters:
             ]
         )
 
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of the canonical bytes."""
+        return digest(self.encode())
+
     def changes_from(self, old: Parameters) -> tuple[tuple[str, str, str], ...]:
         """Return (what, old value, new value) for all that differs from `old`."""
         before, after = dict(old.settings), dict(self.settings)

@@ -1,0 +1,266 @@
+"""Row S3 with a whole daemon on a pty: who may change what is measured under, and who may not."""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterd.errors import ConfigError, DeniedError, MeterdError, UsageError
+from meterd.ledger.account import decode_parameters
+from meterd.ledger.parameters import verify_command
+from tests.accounts import flag_names
+from tests.daemon_kit import Cable, line, make_house
+from tests.parameters_kit import (
+    JO,
+    OWNER,
+    RECORD,
+    STRANGER,
+    command,
+    commission,
+    desk,
+    grant,
+    shown,
+    signed,
+    wait_sequence,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from meterd.ledger.event import Event
+    from tests.daemon_kit import House
+
+POLLING_MS = 100
+LATER_S = 86_400
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return make_house(tmp_path, polling_ms=POLLING_MS, commit_s=1, interval_s=60)
+
+
+@pytest.fixture
+def cable(house: House) -> Iterator[Cable]:
+    with Cable(house.port) as cable:
+        yield cable
+
+
+def say(house: House, cable: Cable, power_w: float, count: int = 3) -> None:
+    """Let the board say some lines, and wait until the meter has counted them."""
+    before = house.ask().call("Registers")["readings"]["accepted"]
+    for number in range(count):
+        cable.say(line(power_w, 1600.0 + number))  # no two alike
+        time.sleep(POLLING_MS / 1000)
+    house.wait_accepted(before + count)
+
+
+def events(house: House, kind: str) -> list[Event]:
+    return [event for event in house.account.events if event.kind == kind]
+
+
+def test_s3_a_signed_command_cuts_the_interval_and_counts_from_then_on(
+    house: House, cable: Cable
+) -> None:
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        commission(house)
+        say(house, cable, 1000)
+        told = shown(house)
+        reply = desk(house).call("Change", command=signed(command(told, {"clamp.1.scale": "1.02"})))
+        assert (reply["by"], reply["sequence"]) == ("owner", told["sequence"] + 1)
+        accepted = events(house, "parameters")[-1]  # durable before the answer came
+        now = wait_sequence(house, reply["sequence"])
+        assert now["settings"] == told["settings"] | {"clamp.1.scale": "1.02"}
+        assert now["record"] == reply["record"]
+        say(house, cable, 1000)
+        assert house.ask().call("Status")["alarms"] == []
+        assert meter.stop() == 0
+    record = accepted.bytes_of("record")
+    assert sha256(record).hexdigest() == reply["record"]
+    assert (accepted["clamp.1.scale old"], accepted["clamp.1.scale new"]) == ("1", "1.02")
+    assert accepted["by"] == "owner"
+    before = decode_parameters(events(house, "parameters")[-2].bytes_of("record"))
+    again = verify_command(accepted.bytes_of("command"), before, bytes(OWNER.verify_key))
+    assert again.command.sequence == decode_parameters(record).sequence == now["sequence"]
+    powers = [row.powers_mw[0] for row in house.account.rows]
+    assert powers == [1_000_000] * 6 + [1_020_000] * 3
+    with house.run() as meter:  # which closes what the last run has left open
+        meter.hear("port_opened")
+        say(house, cable, 1000, count=1)
+        assert shown(house)["sequence"] == now["sequence"]
+        meter.stop()
+    blocks = house.account.blocks
+    under = [block.parameters for block in blocks if block.records]
+    named = [sha256(event.bytes_of("record")).digest() for event in events(house, "parameters")]
+    assert under[:3] == named
+    assert all("partial" in flag_names(block.flags) for block in blocks[:2])
+    assert all(one.end_s == other.start_s for one, other in pairwise(blocks))
+    house.verify_good()
+
+
+def refused(house: House, message: str) -> str:
+    """Return why the meter refuses a command, and see that nothing has come of it."""
+    before, told = events(house, "parameters"), shown(house)
+    with pytest.raises(DeniedError) as error:
+        desk(house).call("Change", command=message)
+    assert shown(house) == told
+    assert events(house, "parameters") == before
+    return str(error.value)
+
+
+def test_s3_what_is_unsigned_replayed_reordered_or_anothers_is_refused_by_name(
+    house: House, cable: Cable
+) -> None:
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        told = shown(house)
+        change = command(told, {"clamp.1.scale": "1.02"})
+        assert "not commissioned" in refused(house, signed(change))
+        told = commission(house)
+        say(house, cable, 1000)
+        genesis, now_s = bytes.fromhex(told["genesis"]), int(time.time())
+        first = command(told, {"clamp.1.scale": "1.02"})
+        expired = grant(genesis, last_s=now_s - LATER_S)
+        early = grant(genesis, first_s=now_s + LATER_S)
+        forged = grant(genesis, owner=STRANGER)
+        flipped = bytearray.fromhex(signed(first))
+        flipped[-1] ^= 1
+        for message, reason in (
+            (first.encode().hex(), "not a signed command"),
+            (bytes(flipped).hex(), "is not signed by key"),
+            (signed(first, STRANGER), "which nobody has granted"),
+            (signed(first, JO), "which nobody has granted"),
+            (signed(first._replace(grant=expired), JO), "jo's grant holds no more"),
+            (signed(first._replace(grant=early), JO), "jo's grant does not hold yet"),
+            (signed(first._replace(grant=forged), JO), "grant is not signed by key"),
+            (signed(first._replace(grant=grant(genesis)), STRANGER), "jo is not signed by key"),
+            (signed(first._replace(meter="cellar-3")), "for cellar-3, this is kitchen-12"),
+            (signed(first._replace(genesis=bytes(32))), "for another network"),
+            (signed(first._replace(sequence=9)), "got 9: it comes too early"),
+            (signed(first._replace(sequence=1)), "got 1: it was used already"),
+            (signed(first._replace(record=bytes(32))), "made for parameter record 0000"),
+            (signed(command(told, {"clamp.1.scale": "0"})), "asks for what cannot be"),
+            (signed(command(told, {"clamp.1.scale": "1.020"})), "expected 1.02, got 1.020"),
+            (signed(command(told, {"clamp.1.colour": "red"})), "no such key"),
+            (signed(command(told, {"meter.interval_s": "900"})), "is the network's"),
+        ):
+            assert reason in refused(house, message)
+        with pytest.raises(UsageError):
+            desk(house).call("Change", command="xyz")
+        with pytest.raises(ConfigError, match="is commissioned"):
+            desk(house).call("Commission", record=RECORD.hex(), owner="")
+        by_jo = signed(first._replace(grant=grant(genesis)), JO)
+        assert desk(house).call("Change", command=by_jo)["by"] == "jo"
+        wait_sequence(house, told["sequence"] + 1)
+        say(house, cable, 1000)
+        assert "was used already" in refused(house, by_jo)  # replayed
+        assert "was used already" in refused(house, signed(first))  # reordered
+        assert meter.stop() == 0
+    assert [event["by"] for event in events(house, "parameters")[2:]] == ["jo"]
+    house.verify_good()
+
+
+def test_s3_a_change_of_the_file_alone_has_no_effect_and_is_an_alarm(
+    house: House, cable: Cable
+) -> None:
+    text = house.config.read_text()
+    edited = text.replace('role = "mains"', 'role = "mains"\nscale = 0.5')
+    with house.run() as meter:  # not commissioned: the file decides
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        commission(house)
+        meter.stop()
+    house.config.write_text(edited)
+    with house.run() as meter:
+        meter.hear("alarm=parameters .*clamp.1.scale is 0.5 there, 1 in force")
+        say(house, cable, 1000)
+        assert shown(house)["settings"]["clamp.1.scale"] == "1"
+        (alarm,) = house.ask().call("Status")["alarms"]
+        assert alarm.startswith("parameters: the settings' file was changed and has no effect")
+        told = shown(house)
+        reply = desk(house).call("Change", command=signed(command(told, {"clamp.1.scale": "0.5"})))
+        wait_sequence(house, reply["sequence"])
+        assert house.ask().call("Status")["alarms"] == []  # the file says what is signed
+        say(house, cable, 1000)
+        meter.stop()
+    house.config.write_text(text)
+    with house.run() as meter:
+        meter.hear("alarm=parameters .*clamp.1.scale is 1 there, 0.5 in force")
+        meter.stop()
+    assert [row.powers_mw[0] for row in house.account.rows][-3:] == [500_000] * 3
+    assert len(events(house, "parameters")) == 3
+    house.verify_good()
+
+
+def test_a_file_that_a_command_has_overtaken_is_no_alarm_until_it_is_edited(
+    house: House, cable: Cable
+) -> None:
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        told = commission(house)
+        desk(house).call("Change", command=signed(command(told, {"clamp.1.reversed": "true"})))
+        wait_sequence(house, told["sequence"] + 1)
+        meter.stop()
+    for comment, alarms in (("# as it was\n", 0), ("", 0)):
+        house.config.write_text(comment + house.config.read_text())
+        with house.run() as meter:
+            meter.hear("port_opened")
+            say(house, cable, -1000)
+            assert len(house.ask().call("Status")["alarms"]) == alarms
+            meter.stop()
+    assert house.account.rows[-1].powers_mw == (1_000_000,)
+
+
+def test_a_stop_that_comes_with_a_change_ends_the_meter(house: House, cable: Cable) -> None:
+    """The change is durable, and the next start begins under it; nothing ignores the signal."""
+    for number in range(3):
+        with house.run() as meter:
+            meter.hear("port_opened")
+            say(house, cable, 1000, count=1)
+            told = shown(house) if number else commission(house)
+            scale = f"1.0{number + 1}"
+            desk(house).call("Change", command=signed(command(told, {"clamp.1.scale": scale})))
+            time.sleep(0.15 * number)  # before the reply's pause has ended, around it, after it
+            assert meter.stop() == 0
+        with house.run() as meter:
+            meter.hear("port_opened")
+            assert shown(house)["settings"]["clamp.1.scale"] == scale
+            meter.stop()
+    house.verify_good()
+
+
+def test_a_second_change_waits_for_the_first(house: House, cable: Cable) -> None:
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        told = commission(house)
+        one, other = (signed(command(told, {"clamp.1.scale": scale})) for scale in ("1.01", "1.02"))
+        desk(house).call("Change", command=one)
+        with pytest.raises(MeterdError, match=r"is being made|was used already"):
+            desk(house).call("Change", command=other)
+        now = wait_sequence(house, told["sequence"] + 1)
+        assert now["settings"]["clamp.1.scale"] == "1.01"
+        meter.stop()
+
+
+def test_a_kill_after_the_answer_loses_no_change(house: House, cable: Cable) -> None:
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        told = commission(house)
+        desk(house).call("Change", command=signed(command(told, {"clamp.1.scale": "1.5"})))
+        meter.process.kill()
+        meter.end()
+    with house.run() as meter:
+        meter.hear("port_opened")
+        assert shown(house)["settings"]["clamp.1.scale"] == "1.5"
+        meter.stop()
+    house.verify_good()
