@@ -38,8 +38,8 @@ from meterd.health import one_line
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, line_folder
-from meterd.since import Started, changes, unclean
 from meterd.parameters import Desk
+from meterd.since import Started, changes, unclean
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
