@@ -131,7 +131,14 @@ class House:
         self.start_program(
             "board",
             *("board", "--link", str(self.folder / "board"), "--layout", "rpict3v1"),
-            *("--polling-ms", "5000", "--speed", str(SPEED), "--seed", str(self.number + 1)),
+            *(
+                "--polling-ms",
+                "5000",
+                "--speed",
+                str(self.street.speed),
+                "--seed",
+                str(self.number + 1),
+            ),
             *("--start", BEGIN, "--noise-w", "2"),
             inside=False,
         )
@@ -141,10 +148,10 @@ class House:
         self.start_program("peer", "peer", *self._where())
 
     def start_meter(self) -> None:
-        passed_ms = int((time.monotonic() - self.begun_s) * 1000) * SPEED
+        passed_ms = int((time.monotonic() - self.begun_s) * 1000) * self.street.speed
         self.start_program(
             "meter",
-            *("run", *self._where(), "--speed", str(SPEED)),
+            *("run", *self._where(), "--speed", str(self.street.speed)),
             *("--epoch-ms", str(local_ms(BEGIN) + passed_ms)),
         )
 
@@ -198,9 +205,11 @@ class House:
 class Street:
     """Houses, a broker, and the wire between them."""
 
-    def __init__(self, folder: Path, houses: int = 4, *, broker: str = "mosquitto") -> None:
+    def __init__(
+        self, folder: Path, houses: int = 4, *, broker: str = "mosquitto", speed: int = SPEED
+    ) -> None:
         """Prepare it; `broker` is `mosquitto`, with TLS and rights, or `nats-server`."""
-        self.folder, self.program = folder, broker
+        self.folder, self.program, self.speed = folder, broker, speed
         self.tag = f"m{os.getpid() % 100_000}"
         self.houses = [House(self, number) for number in range(houses)]
         self.broker: subprocess.Popen[bytes] | None = None
