@@ -78,6 +78,12 @@ class LedgerDamagedError(MeterdError):
     exit_code = 74
 
 
+class AccountRefusedError(LedgerDamagedError):
+    """The meter does not start on a damaged account, and starting it again does not help."""
+
+    exit_code = 65
+
+
 class VaultRefusedError(MeterdError):
     """The vault is not this device's, is older, was changed, or stays shut: refuse it."""
 

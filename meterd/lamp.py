@@ -37,6 +37,7 @@ PATTERNS = {
     "storage": "2 long, pause",
     "case": "long, short, pause",
     "board": "2 short, pause",
+    "power": "5 short, pause",
     "clock": "3 short, pause",
     "neighbours": "4 short, pause",
     "starting": "short",
@@ -46,10 +47,12 @@ PATTERNS = {
 
 - stopped: nothing is sealed any more, and nothing will be before somebody acts
 - storage: the card is full, or nearly
-- case: it is open, or was and nobody has acknowledged that; or a magnet is there
+- case: it is open, or was and nobody has acknowledged that; or a magnet is there; or a pin cannot
+  be watched
 - board: it is silent, or cannot be read
+- power: the supply's voltage is too low
 - clock: it is not synchronised
-- neighbours: what is due is not sealed before they answer
+- neighbours: what is due is not sealed before they answer, or they are out of reach
 - starting: the port is not open yet
 - well: none of these
 """
@@ -60,12 +63,18 @@ ALARMS = {
     "case": "case",
     "case_switch_stuck": "case",
     "magnet": "case",
+    "gpio": "case",
     "port": "board",
     "garbage": "board",
     "layout": "board",
     "frozen": "board",
+    "adaptor_out": "board",
+    "cadence": "board",
+    "undervoltage": "power",
     "clock": "clock",
     "neighbours": "neighbours",
+    "no_broker": "neighbours",
+    "certificate_expired": "neighbours",
 }
 """Which of `PATTERNS` an alarm is; others have none."""
 

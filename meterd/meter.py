@@ -20,13 +20,16 @@ from meterd.access import Access
 from meterd.alarm_outbox import AlarmOutbox
 from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
+from meterd.claims import CLAIMS
 from meterd.config_signed import in_force
 from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp, SystemClock
+from meterd.device.failures import Failures
 from meterd.device.history import last_known, last_started
 from meterd.device.keys import load_seals, seals_kept
 from meterd.device.port import read_board
+from meterd.device.power import UNDERVOLTAGE, Power
 from meterd.device.rebase import begin_anew
 from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
@@ -166,6 +169,7 @@ class Meter:
         self.desk = Desk(self.book, self.settings, settings)
         self.guard = Guard(state, settings.gpio, self.book, logger)
         self.access = Access(self.book, clock, logger)
+        self._power, self._failures = Power(), Failures(state)
         self.neighbours = Neighbours(
             roster,
             self.book.chain,
@@ -245,6 +249,9 @@ class Meter:
             for kind, told in changes(before, now):
                 book.event(kind, told)
         self.book.raise_alarm("parameters", self._differs, stands=bool(self._differs))
+        for failure in self._failures.kept:
+            self.book.event("failed", tuple(failure._asdict().items()))
+        self._failures.told()
         self._committed_ms = stamp.boot_ms
         self._check_room()
 
@@ -441,6 +448,8 @@ class Meter:
         silent = self.port_state in ("lost", "silent")
         book.raise_alarm("port", f"the board is {self.port_state}", stands=silent)
         self._see_unread()
+        low = self._power.low(stamp.boot_ms)
+        book.raise_alarm("undervoltage", UNDERVOLTAGE, stands=low)
         book.count_dropped(self._decoder.dropped)
         book.tick(stamp.boot_ms, stamp)
         self.access.turn()
@@ -516,6 +525,7 @@ class Meter:
         if (key := neighbours.chain.key_at(neighbours.order[0])) != sealer:
             book.event("key_rotated", (("old", sealer), ("new", key)))
         neighbours.turn(now_ms, due=book.due or bool(neighbours.recovered))
+        self._tell_claims(now_ms)
         waits = neighbours.waits
         book.raise_alarm("neighbours", waits, stands=bool(waits))
         if neighbours.stopped or not (neighbours.free or book.losing):
@@ -527,6 +537,15 @@ class Meter:
         elif book.due or neighbours.free:
             await self.flush()
             self._release()
+
+    def _tell_claims(self, now_ms: int) -> None:
+        """Show what the peer process says of itself: it is its word alone."""
+        claims = self.neighbours.claims.changed(now_ms)
+        if claims is None:
+            return
+        self.book.event("peer_says", (("claims", " ".join(sorted(claims))),))
+        for claim, text in CLAIMS.items():
+            self.book.raise_alarm(claim, text, stands=claim in claims)
 
     def _release(self) -> None:
         """Seal what has waited, if it still may be; all so far is durable."""
@@ -575,6 +594,7 @@ class Meter:
 
     def _hand_over(self) -> None:
         operations = self.book.commit() + self.guard.take_operations()
+        operations += self._failures.take_operations()
         if operations:
             self._handed_over = self.book.chain
             self._events_handed_over = self.book.log.events

@@ -25,6 +25,7 @@ from meterd.authority.certificate import (
     verify_evidence,
 )
 from meterd.authority.messages import NONCE_BYTES
+from meterd.claims import Claims, read_claims
 from meterd.device.archive import load_blocks
 from meterd.device.mailbox import FILE_BYTES_MAX, HEIGHT_BYTES, INBOX, OUTBOX, Mailbox
 from meterd.errors import BlockRejectedError, EncodingError, MeterdError
@@ -73,6 +74,7 @@ class Neighbours:
         stopped: Why this meter must not seal any more, or an empty text.
         refused: Letters that did not hold, by kind.
         recovered: Sealed blocks of our own that peers hold and the card does not, ascending.
+        claims: What the peer process says of itself; nothing but what is shown rests on it.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Neighbours:
         self.stopped = ""
         self.refused: dict[str, int] = {}
         self.recovered: list[bytes] = []
+        self.claims = Claims()
         self._sealed: OrderedDict[int, bytes] = OrderedDict()
         self._orders_taken: list[bytes] = []
         self._asked_ms: int | None = None
@@ -302,6 +305,8 @@ class Neighbours:
             self._take_own(data)
         elif kind == "evidence":
             self._take_evidence(data)
+        elif kind == "claims":
+            self.claims.hear(read_claims(data), now_ms)
         else:
             raise EncodingError(f"nothing is called {kind}")
 

@@ -51,6 +51,7 @@ from meterd.authority.ending import EndUnknownError, end_of
 from meterd.authority.gossip import Gossip
 from meterd.authority.messages import NONCE_BYTES
 from meterd.authority.senders import Settings as Pace
+from meterd.claims import REPEAT_MS, spell_claims
 from meterd.config import load_node
 from meterd.device import proofs
 from meterd.device.broker import Broker, parse_address
@@ -83,6 +84,7 @@ GATHER_MS_MAX = 250  # so long a message waits for others, and at most half a ti
 ROWS_KEPT_MAX = 2048
 OUTBOX_S = 1.0
 QUESTION_BYTES = NONCE_BYTES + 2 * HEIGHT_BYTES
+NO_BROKER_S = 60.0  # without any: shorter is a restart, of it or of ours
 OUTBOX_FILES_MAX = 128  # blocks lie there until they are certified, 64 of them; and questions
 SHOWN_S = 2.0
 PEER_FILE = "peer.json"
@@ -232,6 +234,9 @@ class Peer:
         self._topics = f"m/{genesis.name}"
         self._urls = network.brokers
         self._brokers = [self._broker(url, settings) for url in network.brokers]
+        self._expired = set[str]()  # brokers whose certificate, or ours for them, has expired
+        self._reached_s = time.monotonic()
+        self._claimed: tuple[frozenset[str], float] = (frozenset(), 0.0)
 
     def _broker(self, url: str, settings: NodeSettings) -> Broker:
         network = settings.network
@@ -284,7 +289,10 @@ class Peer:
         level = logging.INFO if event == "broker_connected" else logging.WARNING
         log_event(self._logger, level, event, **fields)
         if event == "broker_connected":
+            self._expired.discard(fields["host"])
             self._put(Connected())
+        elif "expired" in fields.get("reason", ""):
+            self._expired.add(fields["host"])
 
     def _now(self) -> Now:
         stamp = self._clock.stamp()
@@ -346,9 +354,23 @@ class Peer:
             if now >= next_shown:
                 next_shown = now + SHOWN_S
                 self._show()
+                self._claim(now)
             self._put(Tick())
             self._manager.watchdog()
             await asyncio.sleep(self._pause_s())
+
+    def _claim(self, now_s: float) -> None:
+        """Say to our meter what it cannot see: that there is no broker, or why."""
+        if any(broker.connected for broker in self._brokers):
+            self._reached_s = now_s
+        claims = {"no_broker"} if now_s - self._reached_s >= NO_BROKER_S else set[str]()
+        claims |= {"certificate_expired"} if self._expired else set()
+        before, said_s = self._claimed
+        if claims == before and (not claims or now_s - said_s < REPEAT_MS / 1000):
+            return
+        self._claimed = frozenset(claims), now_s
+        self._inbox.put("claims-peer", spell_claims(claims))
+        self._inbox.ring()
 
     def _pause_s(self) -> float:
         """Return how long to sleep until the next tick; batches have a timer of their own."""

@@ -103,7 +103,7 @@ class Debouncer:
 
 
 class Ration:
-    """How many events one input may have: a few at once, then one in a while.
+    """How many events one source may have: a few at once, then one in a while.
 
     >>> ration = Ration()
     >>> sum(ration.take(1000) for _ in range(100)) == EVENTS_AT_ONCE
@@ -112,18 +112,18 @@ class Ration:
     (True, False)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: int = EVENTS_AT_ONCE, every_ms: int = EVENT_EVERY_MS) -> None:
         """Begin with all of it."""
-        self._left, self._at_ms = EVENTS_AT_ONCE, 0
+        self._at_once, self._every_ms = at_once, every_ms
+        self._left, self._at_ms = at_once, 0
 
     def take(self, now_ms: int) -> bool:
         """Take one, if there is one."""
-        more = (now_ms - self._at_ms) // EVENT_EVERY_MS
+        more = (now_ms - self._at_ms) // self._every_ms
         if more > 0:
-            self._left = min(EVENTS_AT_ONCE, self._left + more)
-            self._at_ms = (
-                now_ms if self._left == EVENTS_AT_ONCE else self._at_ms + more * EVENT_EVERY_MS
-            )
+            self._left = min(self._at_once, self._left + more)
+            full = self._left == self._at_once
+            self._at_ms = now_ms if full else self._at_ms + more * self._every_ms
         if not self._left:
             return False
         self._left -= 1

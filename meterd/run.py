@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING
 from meterd.config import load
 from meterd.device.card import check_writable, lock
 from meterd.device.clock import BUILD_S, Clock, ScaledClock, SystemClock
+from meterd.device.failures import note_failure, noted
 from meterd.device.rebase import finish
 from meterd.device.secret import find_device_key
 from meterd.device.systemd import Manager, journal_logger, log_event
-from meterd.errors import ConfigError
+from meterd.errors import AccountRefusedError, ConfigError, LedgerDamagedError
 from meterd.init import read_genesis
 from meterd.meter import Meter
 from meterd.software import SoftwareChangedError, check_installed
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the meter until it is stopped; returns the exit code."""
     logger = journal_logger()
-    with _peer(arguments, logger):
+    with noted(arguments.state), _peer(arguments, logger):
         while _run_once(arguments, logger):
             log_event(logger, logging.INFO, "starts_anew")
     sys.stderr.flush()
@@ -79,9 +81,13 @@ def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
         try:
             _open_account(arguments, logger)[0].refuse(changed)
         except Exception as error:
+            note_failure(arguments.state, changed, int(time.time()))
             raise changed from error
         raise
-    meter, held = _open_account(arguments, logger)
+    try:
+        meter, held = _open_account(arguments, logger)
+    except LedgerDamagedError as error:
+        raise AccountRefusedError(str(error), hint=error.hint) from error
     meter.begin(installed, sha256(arguments.config.read_bytes()).digest())
     log_event(
         logger,

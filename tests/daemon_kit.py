@@ -26,6 +26,7 @@ import pytest
 from meterd.config import load
 from meterd.device.archive import Known, Verdict, segment_name, segment_numbers, verify
 from meterd.device.control_client import ControlClient
+from meterd.device.failures import FAILURES_FILE
 from meterd.errors import AbsentError, EncodingError
 from meterd.init import create_account, read_genesis
 from meterd.ledger.row import read_rows
@@ -277,11 +278,11 @@ class House:
 
     @property
     def content(self) -> dict[str, str]:
-        """A digest of each file of the account but the lock, which is empty."""
+        """A digest of each file of the account but the lock, which is empty, and what is noted."""
         return {
             str(path.relative_to(self.state)): sha256(path.read_bytes()).hexdigest()
             for path in sorted(self.state.rglob("*"))
-            if path.is_file() and path.name != "lock"
+            if path.is_file() and path.name not in {"lock", FAILURES_FILE}
         }
 
 

@@ -2,8 +2,9 @@
 
 $MOCK_PINS says what is wired to the pins at the start: `17=low,27=high`, against which no pull has
 a chance. From then on lines in the named pipe $MOCK_PINS_FIFO move them: `17 high`; `relay open`
-asks for that as a command would. At the end, behind gpiozero's own, each pin that was used is told
-on stderr: `pin GPIO24 output low`.
+asks for that as a command would. What the LED is to show is told on stderr as it changes: `led
+shows board`. At the end, behind gpiozero's own, each pin that was used is told: `pin GPIO24 output
+low`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def arrange() -> None:
     from gpiozero.pins.mock import MockPin
 
     from meterd import meter
+    from meterd.device.gpio import Gpio
     from meterd.guard import Guard
 
     wired = {
@@ -62,12 +64,23 @@ def arrange() -> None:
         guards.append(Guard(*arguments))
         return guards[-1]
 
+    show, shown = Gpio.show, [""]
+
+    def show_noted(gpio: Gpio, state: str) -> None:
+        show(gpio, state)
+        if state != shown[0]:
+            shown[0] = state
+            sys.stderr.write(f"led shows {state}\n")
+
+    Gpio.show = show_noted  # type: ignore[assignment, method-assign]
     meter.Guard = guard_noted  # type: ignore[attr-defined, assignment]
     MockPin.__init__ = begin_noted
     MockPin._set_pull = pull_against_wire
 
 
 def obey() -> None:
+    if "MOCK_PINS_FIFO" not in os.environ:
+        return
     from gpiozero import Device
 
     while True:

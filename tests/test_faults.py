@@ -580,7 +580,7 @@ def change_the_interval(house: House, _: ExitStack) -> Attempt:
         pytest.param(take_a_foreign_key, 78, "not the one that", "own key", id="foreign key"),
         pytest.param(lose_the_key, 69, "no sealing key", "meterctl init", id="no key"),
         pytest.param(show_the_key, 77, "read or changed by others", "chmod 600", id="open key"),
-        pytest.param(damage_a_block, 74, "does not verify", "meterctl verify", id="damaged"),
+        pytest.param(damage_a_block, 65, "does not verify", "meterctl verify", id="damaged"),
         pytest.param(damage_the_genesis, 78, "genesis", "put back", id="damaged genesis"),
         pytest.param(corrupt_the_settings, 78, "line 1", "config check", id="corrupt settings"),
         pytest.param(mistake_two_settings, 78, "2 mistakes", "config check", id="two mistakes"),

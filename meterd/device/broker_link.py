@@ -350,9 +350,21 @@ def _tls_refusal(error: ssl.SSLError) -> RefusedError:
     """Return what a failure of TLS means; never that the broker is old."""
     text = text_of(error)
     if isinstance(error, ssl.SSLCertVerificationError):
+        if "expired" in text:
+            return RefusedError(
+                f"the broker's certificate does not verify: {text}",
+                hint="renew it where the CA is, with `meterctl broker-config ca issue-broker`, "
+                "unless this device's clock is wrong",
+            )
         return RefusedError(
             f"the broker's certificate does not verify: {text}",
             hint="compare `ca` and the host's name with the broker's certificate, and the clock",
+        )
+    if "alert" in text and "certificate expired" in text:
+        return RefusedError(
+            f"the broker does not accept the client certificate: {text}",
+            hint="renew this device's with `meterctl broker-config ca issue --replace` "
+            "where the CA is, and bring it here",
         )
     if "alert" in text and ("certificate" in text or "unknown ca" in text):
         return RefusedError(

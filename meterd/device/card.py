@@ -41,6 +41,10 @@ class CardFullError(StorageError):
     """There is no room left: samples stop first, sealing last."""
 
 
+class AccountBusyError(BusyError):
+    """Another process writes this account: it is well, and this one is too many."""
+
+
 class Card:
     """Does operations in order; the first that fails ends the process (row L3)."""
 
@@ -170,7 +174,7 @@ def lock(state: Path) -> int:
     """Take the one writer's lock of the account in `state`; it is held until the process ends.
 
     Raises:
-        BusyError: Another process writes this account.
+        AccountBusyError: Another process writes this account.
         DeniedError: The folder is not ours to write.
         StorageError: It cannot be written at all.
     """
@@ -192,7 +196,9 @@ def lock(state: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         hint = "is meterd already running? see `meterctl status`"
-        raise BusyError(f"another process writes the account in {state}", hint=hint) from error
+        raise AccountBusyError(
+            f"another process writes the account in {state}", hint=hint
+        ) from error
     except OSError as error:
         os.close(descriptor)
         hint = "put the account on a file system that has locks"

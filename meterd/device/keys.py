@@ -104,7 +104,16 @@ def load_seals(state: Path, device: bytes | None = None) -> list[SigningKey]:
     """
     if device is not None and (kept := _in_vault(state, device)):
         return kept
-    keys = [_load(_SEAL, state, {})]
+    try:
+        keys = [_load(_SEAL, state, {})]
+    except AbsentError as error:
+        if device is not None or not (state / VAULT).exists():
+            raise
+        raise AbsentError(
+            f"the credential meterd.device is not there: the vault in {state} stays shut",
+            hint="start meterd by its unit, or as root; if this device has none any more, put back "
+            "/etc/credstore.encrypted/meterd.device from its backup",
+        ) from error
     for number in count(2):
         kind = _next_seal(number)
         if not (state / kind.file).exists():

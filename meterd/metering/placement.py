@@ -114,7 +114,10 @@ class Placement:
                 return Decision(None)
             wall = wall._replace(status="I")
         elif wall_ms < WALL_MS_MIN:
-            self.alarm = "the clock stands before the year 2000: cutting intervals once it is set"
+            self.alarm = (
+                "the clock stands before the year 2000: give it a network that tells the time, or "
+                "a clock chip; intervals are cut once it is set"
+            )
             return Decision(None)
         if last_end_s is not None and wall_ms < last_end_s * 1000 - self._interval_ms:
             self.alarm = BEHIND

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -16,7 +18,6 @@ from tests.container.build import BASE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 PATIENCE_S = 120.0  # only a failing test waits this long
 PORT = "/dev/ttyAMA0"
@@ -157,6 +158,17 @@ class Machine:
             text=True,
             errors="replace",
         )
+
+    def outside_id(self, pid: str) -> int:
+        """Return what the host calls a process that is called `pid` inside."""
+        here = Path(f"/proc/{self._init}/ns/pid").readlink()
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with suppress(OSError):  # it has ended meanwhile
+                ids = re.search(r"^NSpid:.*$", status.read_text(), flags=re.MULTILINE)
+                same = (status.with_name("ns") / "pid").readlink() == here
+                if ids and same and ids[0].split()[-1] == pid:
+                    return int(status.parent.name)
+        raise AssertionError(pid)
 
     def shown(self, unit: str, name: str) -> str:
         """Return a property of a unit."""

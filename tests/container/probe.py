@@ -60,6 +60,18 @@ def listen(port: int) -> None:
         one.listen()
 
 
+def writable() -> list[str]:
+    """Return each folder that this process may write, the uppermost of a tree alone."""
+    found: list[str] = []
+    for folder, below, _ in os.walk("/", onerror=None):
+        if folder in {"/proc", "/sys"}:
+            below.clear()
+        elif os.access(folder, os.W_OK):
+            found.append(folder)
+            below.clear()
+    return sorted(found)
+
+
 def main(state: str) -> dict[str, str]:
     """Try all; `state` is the folder that it may write."""
     tries: dict[str, Callable[[], object]] = {
@@ -108,7 +120,7 @@ def main(state: str) -> dict[str, str]:
             result[what] = "done"
         except OSError as error:
             result[what] = errno.errorcode.get(error.errno or 0, "?")
-    return result
+    return result | {"writable folders": " ".join(writable())}
 
 
 if __name__ == "__main__":

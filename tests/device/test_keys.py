@@ -218,7 +218,7 @@ def test_a_device_with_a_secret_keeps_its_keys_in_the_vault(tmp_path: Path) -> N
         assert not any(
             form in data for seed in (SEED, OTHER) for form in (seed, seed.hex().encode())
         )
-    with pytest.raises(AbsentError, match="no sealing key"):
+    with pytest.raises(AbsentError, match="is not there: the vault"):
         load_seals(tmp_path)
     with pytest.raises(VaultRefusedError, match="another device"):
         load_seals(tmp_path, device_key(OTHER))
