@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from meterd.device.card import Card
 from meterd.device.store import Store
+from tests.requirements import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401 - hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
