@@ -16,6 +16,7 @@ COMMANDS = {
     "init": ("meterd.ctl.init", "make a meter: its key, its genesis, its settings"),
     "verify": ("meterd.ctl.verify", "judge an account: good, bad at a first place, unreadable"),
     "status": ("meterd.ctl.status", "how the meter is"),
+    "doctor": ("meterd.ctl.doctor", "what is well with this device, and what to do if not"),
     "watch": ("meterd.ctl.watch", "readings as they come"),
     "registers": ("meterd.ctl.registers", "energy counted since the meter was commissioned"),
     "usage": ("meterd.ctl.usage", "energy by days and hours, as bars"),

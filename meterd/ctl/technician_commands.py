@@ -56,6 +56,9 @@ _SPAN = _JSON | {"--from": _TIME, "--to": _TIME, "--last": _NUMBER}
 # Without `samples` and `usage`: what a household used, and when, no repair has to know.
 OFFERS = {
     "status": Offer("how the meter is", _JSON),
+    "doctor": Offer(
+        "what is well with this device, and what to do if not", _JSON | {"--quick": None}
+    ),
     "watch": Offer("readings as they come; Ctrl-C ends it", _JSON | {"--count": _NUMBER}),
     "registers": Offer("energy counted since the meter was commissioned", _JSON),
     "events": Offer("what has happened", _SPAN | {"--kind": _KIND, "--security": None}),
