@@ -37,8 +37,8 @@ exit status: 0 nothing has failed (there may be things to look at, or not
 known), 1 something has
 
 examples:
-  sudo meterctl doctor
   meterctl doctor --quick --json
+  sudo meterctl doctor
   meterctl doctor --requirements
 """
     add_node(parser)

@@ -1,16 +1,22 @@
-"""`meterctl status`: how the meter is, by its daemon, or by its account where none answers."""
+"""`meterctl status`: is the meter well? By its daemon, or by its account where none answers.
+
+One screen of 80 by 24: the answer first, and where it is no, what to do.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from meterd.authority.roster import WITNESSED_MAX
 from meterd.ctl.account import StoredAccount, certified_height_of
+from meterd.ctl.alarm_words import kind_of, ordered, todo
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
 from meterd.ctl.registers import readings_line, registers_of
 from meterd.ctl.show import (
+    COLUMNS,
     count,
     kwh,
     local,
@@ -34,12 +40,18 @@ _CLOCKS = {
     "R": "R, not set: intervals are cut once it is",
 }
 ID_LETTERS = 12  # of the software id: tells builds apart
+ROWS = 23  # of a terminal of 24, with the prompt
+_INDENT = 11  # of what stands beside a line's first word
+_CIRCUIT = "circuit "
+_LOOK = "`meterctl doctor` looks why"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterctl status`."""
     parser.epilog = """\
-Where no daemon answers, the account is read, and `source` says so.
+The first line says whether it is well: no alarm stands, and it meters. Where no
+daemon answers, the account is read, and `source` says so. `meterctl doctor`
+looks at the device itself.
 
 examples:
   meterctl status
@@ -120,8 +132,55 @@ def _witnesses(account: StoredAccount, height: int) -> dict[str, Any]:
     return {"voters": voters, "certified_height": certified, "order": order, "waits": ""}
 
 
+def answer(reply: dict[str, Any]) -> tuple[str, str]:
+    """Return what is not well, and what to do about it; nothing of both where all is well.
+
+    >>> answer({"source": "daemon", "state": "metering", "alarms": []})
+    ('', '')
+    >>> answer({"source": "daemon", "state": "silent", "alarms": ["port: the board is silent"]})[0]
+    'the board is silent'
+    """
+    if reply["source"] != "daemon":
+        state = reply["state"]
+        told = "no daemon answers" if state == "not answering" else f"the meter is {state}"
+        return told, "`systemctl start meterd`, or `meterd run --config FILE`"
+    if reply["alarms"]:
+        first, *more = ordered(reply["alarms"])
+        text = first.partition(": ")[2] or kind_of(first)
+        return text + (f" (and {count(len(more), 'more alarm')})" if more else ""), todo(first)
+    if reply["state"] != "metering":
+        state = str(reply["state"])
+        waits = state.removeprefix("metering, ")
+        return f"it {waits}" if waits != state else f"the port is {state}", _LOOK
+    return "", ""
+
+
 def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
-    """Return a status for people."""
+    """Return a status for people, in 80 columns and no more lines than a screen has."""
+    wrong, do = answer(reply)
+    head = _folded("not well:", wrong, 10) + _folded("", f"do: {do}", 10) if wrong else ["well"]
+    about = _about(reply, zone)
+    alarms = [
+        line for alarm in ordered(reply["alarms"]) for line in _folded("alarm", alarm, _INDENT)
+    ] or ["alarms     none"]
+    if len(head) + len(about) + len(alarms) > ROWS:
+        circuits = [line for line in about if line.startswith(_CIRCUIT)]
+        about = [line for line in about if line not in circuits]
+        if circuits:
+            about.append(f"circuits   {len(circuits)}: see `meterctl registers`")
+    room = ROWS - len(head) - len(about)
+    if len(alarms) > room:
+        alarms = [*alarms[: room - 1], "           … see `meterctl status --json`"]
+    return head + about + alarms
+
+
+def _folded(word: str, text: str, indent: int) -> list[str]:
+    first, *rest = wrap(text, COLUMNS - indent) or [""]
+    return [f"{word:{indent}}{first}", *(f"{'':{indent}}{line}" for line in rest)]
+
+
+def _about(reply: dict[str, Any], zone: tzinfo) -> list[str]:
+    """Return the facts, a line each."""
     live = reply["source"] == "daemon"
     found = [f"{reply['name']}: {reply['state']} (software {reply['software'][:ID_LETTERS]})"]
     for code, register in reply["registers"].items():
@@ -139,7 +198,7 @@ def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
         word = "certified" if neighbours["voters"] > WITNESSED_MAX else "witnessed"
         found.append(f"{word}  up to block {neighbours['certified_height']}")
         if neighbours["waits"]:
-            found.append(f"sealing    waits: {neighbours['waits']}")
+            found += _folded("sealing", f"waits: {neighbours['waits']}", _INDENT)
     opened = reply["open"]
     if opened:
         power = opened["power_mw"]
@@ -154,6 +213,4 @@ def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
     clock = _CLOCKS.get(reply["clock"], reply["clock"])
     found.append(f"clock      {clock}{'' if live else ' (at the last block)'}")
     found.append(f"card       {reply['storage_free_bytes'] // 1_000_000} MB free")
-    alarms = reply["alarms"]
-    found += [f"alarm      {alarm}" for alarm in alarms] or ["alarms     none"]
-    return found
+    return [line for each in found for line in _folded("", each, 0)]
