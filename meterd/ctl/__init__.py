@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
 
 from meterd.cli import Parser, run
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 COMMANDS = {
     "init": ("meterd.ctl.init", "make a meter: its key, its genesis, its settings"),
@@ -38,6 +42,7 @@ COMMANDS = {
     "network": ("meterd.ctl.network", "found a network, enrol in it, look at it"),
     "lockdown": ("meterd.ctl.lockdown", "close a device: show, apply, check, undo"),
     "broker-config": ("meterd.ctl.broker_config", "a broker's settings; certificates of a street"),
+    "completion": ("meterd.ctl.completion", "what makes a shell complete these commands"),
     "ca": ("meterd.ctl.technician_ca", "certificates by which technicians come in over SSH"),
 }
 
@@ -61,15 +66,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    chosen = next((word for word in argv if not word.startswith("-")), "")
+    options = parser_of({chosen}).parse_args(argv)
+    return int(importlib.import_module(COMMANDS[options.command][0]).run(options))
+
+
+def parser_of(chosen: Collection[str]) -> Parser:
+    """Return the parser of all commands; it knows the arguments of those that are chosen."""
     parser = Parser(
         prog="meterctl", description="Ask a meter, or judge its account.", epilog=EPILOG
     )
     parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in argv if not word.startswith("-")), "")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{name}: {summary}.")
-        if name == chosen:
+        if name in chosen:
             importlib.import_module(module).add_arguments(command)
-    options = parser.parse_args(argv)
-    return int(importlib.import_module(COMMANDS[options.command][0]).run(options))
+    return parser
