@@ -35,6 +35,7 @@ test: tools .venv/made-checks .venv-oracles/made .container/made
 	$(bin)/mypy
 	$(bin)/lint-imports
 	$(bin)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
+	$(bin)/python -m pytest -q hw_tests --port sim
 	$(bin)/coverage report --include='meterd/metering/*,meterd/ledger/*' --fail-under=100
 
 bench: .venv/made-checks
