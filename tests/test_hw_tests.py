@@ -44,7 +44,9 @@ def test_what_is_missing_is_said_before_anything_is_tried(
 
 def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
     port = str(tmp_path / "absent")
-    done = bench("--port", port, "--load-w", "1000", "-k", "opened_case or the_led or relay or pulled")
+    done = bench(
+        "--port", port, "--load-w", "1000", "-k", "opened_case or the_led or relay or pulled"
+    )
     assert done.returncode == 0, done.stdout
     for part in ("--case-switch", "--led", "--relay", "somebody has to pull the cable"):
         assert part in done.stdout

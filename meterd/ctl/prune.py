@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meterd.config import load
 from meterd.ctl.account import StoredAccount, certified_height_of
 from meterd.ctl.options import add_json, add_socket, add_state, instant, socket_of
 from meterd.ctl.owner import as_owner
-from meterd.ctl.show import count, local
+from meterd.ctl.show import count, local, note
 from meterd.device.control_client import ControlClient
 from meterd.device.prune import plan_prune, prune_stopped
 from meterd.device.secret import find_device_key
-from meterd.errors import AbsentError, BusyError
+from meterd.errors import AbsentError, BusyError, DeniedError, UsageError
 
 if TYPE_CHECKING:
     import argparse
 
     from meterd.device.prune import PrunePlan
+
+DAY_S = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,17 +33,29 @@ where each of its rows is in a sealed block that ends before then (a meter that
 is alone counts sealed as certified). Samples exist on this card only: what is
 pruned cannot be audited any more, nor got back.
 
+`--finish` is what meterd-prune.service runs: it prunes what is older than
+`retain_days` of the settings, if that is set, removes the files that events of
+the account tell of as pruned, though they are append-only, and makes all other
+segments append-only (`chattr +a`).
+
 examples:
   meterctl prune --before 2026-01-01 --dry-run
   meterctl prune --before 2026-01-01
+  meterctl prune --finish --config /etc/meterd/meterd.toml
 """
     add_state(parser)
     add_socket(parser)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--before",
-        required=True,
         metavar="DATE",
         help="a day, 2026-01-01 (from its begin by local time), or an ISO 8601 time",
+    )
+    what.add_argument(
+        "--finish", action="store_true", help="remove what events tell of; protect all else"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="with --finish: settings with `retain_days`"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would go, remove nothing")
     add_json(parser)
@@ -47,6 +64,10 @@ examples:
 def run(options: argparse.Namespace) -> int:
     """Prune, by the daemon if it runs; returns the exit code."""
     account = StoredAccount(options.state)
+    if options.finish:
+        return _finish(options, account)
+    if options.config:
+        raise UsageError("--config goes with --finish: it says how long samples are kept")
     before_s = instant(options.before, account.zone)
     if options.dry_run:
         segments, freed_bytes = _told(
@@ -60,6 +81,32 @@ def run(options: argparse.Namespace) -> int:
     verb = "would go" if options.dry_run else "pruned"
     before = local(before_s, account.zone)
     print(f"{count(segments, 'segment')} of samples before {before} {verb}: {freed_bytes} bytes")
+    return 0
+
+
+def _finish(options: argparse.Namespace, account: StoredAccount) -> int:
+    """Prune by the settings' days, then finish what events tell of; returns the exit code."""
+    from meterd.device.append_only import finish
+
+    if options.dry_run:
+        raise UsageError("--finish removes what events tell of already: there is nothing to plan")
+    days = load(options.config).log.retain_days if options.config else 0
+    if days:
+        try:
+            _prune(options, account, int(time.time()) - days * DAY_S)
+        except DeniedError as denied:  # the files are append-only: they are removed below
+            note(str(denied))
+    done = finish(account.state, account.chain)
+    if not done.supported:
+        note("this card has no append-only files: nothing keeps whoever runs as meterd from them")
+    if options.json:
+        told = {"segments": len(done.removed), "bytes": done.freed_bytes}
+        print(json.dumps(told | {"protected": done.protected, "supported": done.supported}))
+        return 0
+    print(
+        f"{count(len(done.removed), 'pruned segment')} removed: {done.freed_bytes} bytes;"
+        f" {count(done.protected, 'file')} made append-only"
+    )
     return 0
 
 

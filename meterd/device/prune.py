@@ -236,6 +236,16 @@ def remove(operations: tuple[Operation, ...]) -> None:
         raise
 
 
+def told_segments(state: Path, chain: Chain) -> set[int]:
+    """Return the samples segments that sealed events of the account tell of as pruned.
+
+    Raises:
+        LedgerDamagedError: The events do not hold.
+        StorageError: The card cannot be read.
+    """
+    return set(_read_events(state, chain)[0])
+
+
 def _sample_file(state: Path, number: int) -> SampleFile:
     size = (state / "samples" / segment_name(number)).stat().st_size
     return SampleFile(number, read_part(state, number, 0, min(size, HEADER_BYTES_MAX)), size)

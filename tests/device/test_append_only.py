@@ -1,0 +1,146 @@
+"""What the card itself refuses: a real flag of a real file system, which root alone may try."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterd.device import append_only
+from meterd.device.append_only import finish, is_append_only, set_append_only
+from meterd.device.archive import segment_name
+from meterd.device.card import Card
+from meterd.device.prune import prune_stopped
+from meterd.errors import DeniedError, LedgerDamagedError, StorageError
+from meterd.ledger.segment import STREAMS
+from tests.daemon_kit import need_root
+from tests.device.test_prune import BEGIN_S, DAY_S, Stored, feed, made, replay_into, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["made", "stored"]
+
+
+@pytest.fixture(autouse=True)
+def let_go(tmp_path: Path) -> Iterator[None]:
+    """Root, on a card with such flags; afterwards the files can be taken away again."""
+    need_root()
+    yield
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            set_append_only(path, wanted=False)
+
+
+def paths(stored: Stored) -> list[Path]:
+    return [path for stream in STREAMS for path in sorted((stored.state / stream).iterdir())]
+
+
+def test_all_segments_are_append_only_once_it_has_run(stored: Stored) -> None:
+    done = finish(stored.state, stored.chain)
+    assert (done.removed, done.supported) == ((), True)
+    assert done.protected == len(paths(stored))
+    assert finish(stored.state, stored.chain).protected == 0
+    for path in paths(stored):
+        assert is_append_only(path)
+        for change in (path.unlink, lambda path=path: path.write_bytes(b"")):
+            with pytest.raises(PermissionError):
+                change()
+    assert stored.verdict == "good"
+
+
+def test_metering_goes_on_with_files_that_are_append_only(stored: Stored) -> None:
+    finish(stored.state, stored.chain)
+    replay = replay_into(stored.state)
+    replay._card = Card()
+    feed(replay, 4 * DAY_S, 5 * DAY_S)
+    assert stored.verdict == "good"
+
+
+def test_what_an_event_tells_of_goes_and_nothing_else_does(stored: Stored) -> None:
+    finish(stored.state, stored.chain)
+    with pytest.raises(DeniedError, match="files stay"):
+        prune_stopped(stored.state, stored.chain, BEGIN_S + DAY_S)
+    assert stored.files == [1, 2, 3, 4, 5]
+    size = (stored.state / "samples" / segment_name(1)).stat().st_size
+    done = finish(stored.state, stored.chain)
+    assert (done.removed, done.freed_bytes) == ((1,), size)
+    assert stored.files == [2, 3, 4, 5]
+    assert all(is_append_only(path) for path in paths(stored))
+    assert stored.verdict == "good"
+    assert finish(stored.state, stored.chain).removed == ()
+
+
+def test_the_events_are_durable_before_a_file_goes(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(stored.state, stored.chain)
+    with pytest.raises(DeniedError):
+        prune_stopped(stored.state, stored.chain, BEGIN_S + DAY_S)
+    done: list[str] = []
+    settle, remove = append_only._settle_events, append_only._remove
+
+    def settle_noted(state: Path) -> None:
+        done.append("settle")
+        settle(state)
+
+    def remove_noted(path: Path) -> int:
+        done.append("remove")
+        return remove(path)
+
+    monkeypatch.setattr(append_only, "_settle_events", settle_noted)
+    monkeypatch.setattr(append_only, "_remove", remove_noted)
+    finish(stored.state, stored.chain)
+    assert done == ["settle", "remove"]
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(DeniedError):
+        prune_stopped(stored.state, stored.chain, BEGIN_S + 2 * DAY_S)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match="sync"):
+        finish(stored.state, stored.chain)
+    assert stored.files == [2, 3, 4, 5]
+
+
+def test_events_that_do_not_hold_remove_nothing(stored: Stored) -> None:
+    prune_stopped(stored.state, stored.chain, BEGIN_S + DAY_S)
+    last = max((stored.state / "events").iterdir())
+    data = bytearray(last.read_bytes())
+    data[-40] ^= 1  # within the last event, which is the pruning's, before its link
+    (stored.state / "samples" / segment_name(1)).write_bytes(b"put back")
+    last.write_bytes(bytes(data))
+    forged = last.with_name(segment_name(int(last.stem) + 1))
+    forged.write_bytes(bytes(data))
+    with pytest.raises(LedgerDamagedError):
+        finish(stored.state, stored.chain)
+    assert stored.files == [1, 2, 3, 4, 5]
+
+
+def test_who_may_not_is_told(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = paths(stored)[0]
+
+    def refused(_: int, number: int, __: bytes) -> bytes:
+        if number == append_only._SET_FLAGS:
+            raise PermissionError(1, "Operation not permitted")
+        return bytes(8)
+
+    monkeypatch.setattr(fcntl, "ioctl", refused)
+    with pytest.raises(DeniedError, match="append-only"):
+        set_append_only(path, wanted=True)
+
+
+def test_a_card_without_such_flags_is_told_of(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object) -> bytes:
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", absent)
+        done = finish(stored.state, stored.chain)
+    assert (done.protected, done.supported) == (0, False)
