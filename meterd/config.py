@@ -211,6 +211,19 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnchorSettings:
+    """Who timestamps the account's head from outside; neither process of the meter asks it.
+
+    Attributes:
+        url: Of a timestamp authority (RFC 3161); empty: nobody is asked.
+        ca: Path of its root certificates.
+    """
+
+    url: str = ""
+    ca: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole file, checked.
 
@@ -226,6 +239,7 @@ class Settings:
     control: ControlSettings
     network: NetworkSettings = NetworkSettings()
     gpio: GpioSettings = GpioSettings()
+    anchor: AnchorSettings = AnchorSettings()
 
 
 def load(path: Path) -> Settings:
@@ -465,7 +479,11 @@ def _settings(reader: _Reader) -> Settings | None:
     meter, board, clamps = reader.table("meter"), reader.table("board"), reader.clamps()
     clock, log, control = reader.table("clock"), reader.table("log"), reader.table("control")
     network, gpio = reader.table("network"), reader.table("gpio")
+    anchor = reader.table("anchor")
     _check_network(reader, network)
+    if anchor.get("url") and not anchor.get("ca"):
+        hint = "get the authority's root certificates, and compare them with another source"
+        reader.wrong(("anchor", "ca"), "is missing: by it a timestamp is verified", hint)
     _check_gpio(reader, gpio, board)
     alternatives = _alternatives(reader, board)
     _check_interval(reader, meter, board)
@@ -495,6 +513,7 @@ def _settings(reader: _Reader) -> Settings | None:
         control=ControlSettings(**control),
         network=NetworkSettings(**network),
         gpio=GpioSettings(**gpio),
+        anchor=AnchorSettings(**anchor),
     )
 
 

@@ -284,6 +284,16 @@ TABLES: dict[str, dict[str, Rule]] = {
         "line": _path,
         "store": _path,
     },
+    "anchor": {
+        "url": _text(
+            "a URL such as https://tsa.example/tsr",
+            re.compile(
+                r"(https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
+                r"(?:/[A-Za-z0-9._~/%?=&-]{0,200})?)?"
+            ).fullmatch,
+        ),
+        "ca": _path,
+    },
     "control": {
         "socket": _text(
             f"an absolute path of at most {SOCKET_BYTES_MAX} bytes",

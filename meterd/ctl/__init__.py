@@ -32,6 +32,7 @@ COMMANDS = {
     "prune": ("meterd.ctl.prune", "remove old samples; blocks and events stay"),
     "case": ("meterd.ctl.case", "acknowledge that the case was opened"),
     "relay": ("meterd.ctl.relay", "the disconnect relay: show, open, close"),
+    "anchor": ("meterd.ctl.anchor", "timestamps of the head from outside: get one, check them"),
     "config": ("meterd.ctl.config", "check settings"),
     "head": ("meterd.ctl.head", "how far the chain is sealed, and certified by others"),
     "peers": ("meterd.ctl.peers", "neighbours, brokers, and everybody's chains"),

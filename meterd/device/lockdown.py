@@ -143,6 +143,7 @@ class Facts:
         share: What meterd brings, by path: `systemd/…`, `config/…`.
         programs: Which of `nft`, `sshd`, `usbguard-daemon` are installed.
         broker_ports: Of the brokers in the settings.
+        anchor_port: Of the timestamp authority in the settings; 0 where none is named.
         board_port: The board's port in the settings; empty where there are none.
         own_usb: What on USB carries its system, its network, its board.
         wireless: Whether a wireless network is used, or may be, for all that is known.
@@ -152,6 +153,7 @@ class Facts:
     share: Mapping[str, bytes]
     programs: frozenset[str] = frozenset()
     broker_ports: tuple[int, ...] = (8883,)
+    anchor_port: int = 0
     board_port: str = ""
     own_usb: tuple[UsbDevice, ...] = ()
     wireless: bool = True
@@ -557,8 +559,11 @@ def _firewall(drawn: _Drawn) -> None:
     users = text.names_of(drawn.file("/etc/passwd") or "")
     for name in ("NAME_USERS", "CLOCK_USERS"):
         there = [user for user in text.defined(rules, name) if user.strip('"') in users]
+        if not drawn.facts.anchor_port:
+            there = [user for user in there if user != '"meterd-anchor"']
         rules = text.with_define(rules, name, there or ['"root"'])
     rules = text.with_define(rules, "BROKER_PORTS", [str(p) for p in drawn.facts.broker_ports])
+    rules = text.with_define(rules, "ANCHOR_PORTS", [str(drawn.facts.anchor_port)])
     about = ("firewall", "rules", "all that is not named is dropped, in and out", "A3, E4")
     drawn.put("/etc/nftables.conf", rules, about, 0o644)
     _enable(

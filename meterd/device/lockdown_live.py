@@ -76,6 +76,7 @@ def facts_of(tree: DeviceTree, share: Path) -> Facts:
             if any(not isinstance(tree.entry(f"{folder}/{program}"), Gone) for folder in _SBIN)
         ),
         broker_ports=tuple(text.settings_ports(_table(settings, "network"))),
+        anchor_port=text.url_port(_table(settings, "anchor").get("url", "")),
         board_port=port,
         own_usb=tuple(own_usb(Path("/sys"), port)) if live else (),
         wireless=not live or uses_wireless(Path("/sys"), tree),

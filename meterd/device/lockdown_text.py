@@ -400,3 +400,11 @@ def settings_ports(brokers: Mapping[str, object] | object) -> list[int]:
         if match:
             ports.add(int(match[2]) if match[2] else (8883 if match[1] == "mqtts" else 1883))
     return sorted(ports) or [8883]
+
+
+def url_port(url: object) -> int:
+    """Return the port that a URL of the web leads to; 0 where it is none."""
+    match = re.fullmatch(r"(https?)://(?:\[[^\]/]*\]|[^/:\[]+)(?::(\d{1,5}))?(?:/.*)?", str(url))
+    if not match:
+        return 0
+    return int(match[2]) if match[2] else (443 if match[1] == "https" else 80)

@@ -217,6 +217,40 @@ def test_e4_the_rules_name_users_that_are_there_and_ports_of_the_settings() -> N
     assert text.defined(rules, "BROKER_PORTS") == ["8883", "18883"]
     assert text.defined(rules, "NAME_USERS") == ['"meterd-peer"', '"systemd-timesync"']
     assert text.defined(rules, "CLOCK_USERS") == ['"systemd-timesync"']
+    assert text.defined(rules, "ANCHOR_PORTS") == ["0"]
+
+
+def test_e4_a_timestamp_authority_is_reached_where_the_settings_name_one() -> None:
+    rules = applied(raspberry_pi(), facts(anchor_port=443)).text("/etc/nftables.conf")
+    assert text.defined(rules, "ANCHOR_PORTS") == ["443"]
+    users = text.defined(rules, "NAME_USERS")
+    assert users == ['"meterd-peer"', '"meterd-anchor"', '"systemd-timesync"']
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("https://tsa.example/tsr", 443),
+        ("http://tsa.example", 80),
+        ("http://tsa.example:8080/a:9/b", 8080),
+        ("https://[2001:db8::1]/tsr", 443),
+        ("https://[2001:db8::1]:8443", 8443),
+        ("", 0),
+        ("ftp://tsa.example", 0),
+    ],
+)
+def test_a_url_leads_to_a_port(url: str, port: int) -> None:
+    assert text.url_port(url) == port
+
+
+def test_timers_are_enabled_and_what_they_start_is_not() -> None:
+    after = applied(raspberry_pi(), facts())
+    wants = "/etc/systemd/system/{}.target.wants/meterd-{}"
+    for name in ("prune", "check", "anchor"):
+        target = f"/etc/systemd/system/meterd-{name}.timer"
+        assert after.entry(wants.format("timers", f"{name}.timer")) == Link(target)
+        assert after.entry(wants.format("multi-user", f"{name}.service")) == Gone()
+        assert isinstance(after.entry(f"/etc/systemd/system/meterd-{name}.service"), Content)
     link = "/etc/systemd/system/sysinit.target.wants/nftables.service"
     assert after.entry(link) == Link("/usr/lib/systemd/system/nftables.service")
 
