@@ -58,6 +58,7 @@ IRRELEVANT = (
     "access*.py",
     "device/anchor*.py",
     "device/append_only.py",
+    "device/board_memory.py",
     "device/broker*.py",
     "device/control*.py",
     "device/failures.py",

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import Column, count, print_table
+from meterd.ctl.vault_device import UNBOUND, add_board, board
 from meterd.ctl.vault_person import add_actions
 from meterd.ctl.vault_person import run as run_person
+from meterd.device.board_memory import hand_over, read_board
 from meterd.device.control_client import ControlClient
 from meterd.device.keys import take_in
 from meterd.device.secret import STORE, find_device_key, is_bound, make_secret
@@ -28,11 +30,6 @@ if TYPE_CHECKING:
     import argparse
 
     from meterd.device.control_vault import VaultListReply
-
-_UNBOUND = (
-    "this board's one-time programmable memory holds no key: whoever copies the whole card opens"
-    " what is the device's (see README, The vault)"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +50,15 @@ examples:
     _add_init(actions)
     _add_list(actions)
     add_actions(actions)
+    add_board(actions)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what was asked; returns the exit code."""
     if options.vault_command == "init":
         return _init(options)
+    if options.vault_command == "board":
+        return board(options)
     return _list(options) if options.vault_command == "list" else run_person(options)
 
 
@@ -90,6 +90,9 @@ examples:
 
 
 def _init(options: argparse.Namespace) -> int:
+    held = read_board()
+    if held:
+        hand_over(held)  # before the unit that does so at boot has run for the first time
     device = find_device_key({}, store=options.store)
     made = device is None
     if device is None:
@@ -159,7 +162,7 @@ def _list(options: argparse.Namespace) -> int:
     )
     print_table(columns, rows)
     if not listed["bound"]:
-        sys.stderr.write(f"meterctl: warning: {_UNBOUND}\n")
+        sys.stderr.write(f"meterctl: warning: {UNBOUND}\n")
     return 0
 
 

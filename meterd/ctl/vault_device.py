@@ -1,7 +1,8 @@
-"""`meterctl vault rotate --device`: another secret of the device, where no record is written anew.
+"""`meterctl vault board` and `rotate --device`: what opens a device's vault, and only there.
 
-As root, while the meter is stopped: the secret is a credential, which a unit reads as it starts. It
-also binds a vault to its board that was made before the board had a key.
+`rotate --device` draws another secret of the device, and no record is written anew. As root, while
+the meter is stopped: the secret is a credential, which a unit reads as it starts. It also binds a
+vault to its board that was made before the board had a key.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from meterd.ctl.options import add_json
 from meterd.ctl.owner import as_owner
+from meterd.device.board_memory import hand_over, read_board
 from meterd.device.card import lock
-from meterd.device.secret import Secrets
+from meterd.device.secret import BOARD_FILE, Secrets
 from meterd.device.vault import StoredVault
 from meterd.device.vault_events import version_named
 from meterd.errors import VaultRefusedError
@@ -21,6 +24,41 @@ from meterd.errors import VaultRefusedError
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
+
+
+UNBOUND = (
+    "this board's one-time programmable memory holds no key, or the kernel does not show it:"
+    " the vault is not bound to the board"
+)
+
+
+def add_board(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
+    """Describe `meterctl vault board`."""
+    summary = "read what binds the vault to this board, for the meter's unit"
+    parser = actions.add_parser("board", help=summary, description=f"board: {summary}.")
+    parser.epilog = f"""\
+meterd-board.service does this as root at each boot, before the meter starts.
+A Raspberry Pi shows root the private key in its one-time programmable memory
+as nvmem_priv0; `rpi-otp-private-key -w` of rpi-eeprom programs it, once. What
+is read stays in memory: {BOARD_FILE}.
+
+examples:
+  sudo meterctl vault board
+"""
+    add_json(parser)
+
+
+def board(options: argparse.Namespace) -> int:
+    """Hand over what the board holds; returns the exit code."""
+    held = read_board()
+    hand_over(held)
+    if options.json:
+        print(json.dumps({"bound": bool(held)}))
+    elif held:
+        print(f"the board holds a key of {len(held)} bytes: it is handed to the meter")
+    else:
+        print(UNBOUND)
+    return 0
 
 
 def rotate_device(options: argparse.Namespace) -> int:

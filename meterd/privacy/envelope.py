@@ -430,7 +430,8 @@ def open_vault(files: Files, device: bytes, version_min: int = 0) -> Vault:
         raise VaultRefusedError(
             f"the vault was sealed on another device ({key[1].hex()}, this is"
             f" {device_id(device).hex()})",
-            hint="move the card back, or begin with an empty vault",
+            hint="move the card back; if the board was given a key since, stop the meter and"
+            " `meterctl vault rotate --device`",
         )
     try:
         root = _open(device, key[4], encode(key[:4]))

@@ -42,7 +42,12 @@ ca = "{ETC}/ca.pem"
 certificate = "{ETC}/mqtt.pem"
 key = "/run/credentials/meterd-peer.service/meterd.tls"
 """
-UNITS = ("meterd.service", "meterd-peer.service", "run-meterd.line.mount")
+UNITS = (
+    "meterd.service",
+    "meterd-board.service",
+    "meterd-peer.service",
+    "run-meterd.line.mount",
+)
 BROKER_UNIT = """\
 [Service]
 ExecStart=/usr/sbin/mosquitto -c /etc/mosquitto/meterd/mosquitto.conf

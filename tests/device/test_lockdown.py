@@ -283,6 +283,9 @@ def test_every_file_of_systemd_has_a_place_and_units_are_enabled() -> None:
     wants = "/etc/systemd/system/multi-user.target.wants"
     for unit in ("meterd.service", "meterd-peer.service"):
         assert after.entry(f"{wants}/{unit}") == Link(f"/etc/systemd/system/{unit}")
+    board = "meterd-board.service"  # which the meter's own unit asks for
+    assert after.entry(f"{wants}/{board}") == Gone()
+    assert f"Wants={board}\n" in after.text("/etc/systemd/system/meterd.service")
 
 
 @pytest.mark.parametrize(
