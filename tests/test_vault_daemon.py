@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
+import paho.mqtt.client
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.daemon_kit import DEADLINE_S, until
+from tests.mosquitto import Mosquitto
 from tests.vault_kit import (
     CANARIES,
     CONTRACT,
@@ -22,6 +27,8 @@ from tests.vault_kit import (
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+SPEED = 600  # an interval of half an hour is sealed every three seconds
 
 
 @pytest.fixture
@@ -236,6 +243,61 @@ def test_v1_what_is_kept_of_a_person_is_nowhere_in_clear(home: VaultHouse) -> No
         b"flat-3"
     }
     assert not [needle for needle in needles if needle.decode() in meter.said]
+
+
+class Listener:
+    """Somebody who hears all that goes over a broker."""
+
+    def __init__(self, port: int) -> None:
+        self.heard: list[tuple[str, bytes]] = []
+        self._subscribed = threading.Event()
+        self._client = paho.mqtt.client.Client(CallbackAPIVersion.VERSION2)
+        self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = lambda _client, _data, message: self.heard.append(
+            (message.topic, bytes(message.payload))
+        )
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        assert self._subscribed.wait(DEADLINE_S)
+
+    def count(self, kind: str) -> int:
+        return sum(topic.split("/")[3:4] == [kind] for topic, _ in self.heard)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+def test_v5_the_account_and_all_that_goes_over_the_broker_have_pseudonyms_only(
+    tmp_path: Path,
+) -> None:
+    """A real broker, a peer process beside the meter, and somebody who hears every message."""
+    with Mosquitto(tmp_path) as broker:
+        listener = Listener(broker.port)
+        (tmp_path / "home").mkdir()
+        home = VaultHouse(tmp_path / "home", broker=broker.port)
+        speed = ("--speed", str(SPEED))
+        with (
+            home.house.board(*speed, "--polling-ms", "5000", "--wait"),
+            home.house.run("--with-peer", *speed, environ=home.environ) as meter,
+        ):
+            meter.hear("broker_connected")
+            filled(home)
+            assert home.show("flat-3", "person").out == NAME
+            assert home.ctl("erase", "flat-3", "--yes").status == 0
+            before = listener.count("block")
+            until(lambda: listener.count("block") >= before + 2, "two blocks more")
+            assert meter.stop() == 0
+        listener.close()
+        said = b"".join(topic.encode() + payload for topic, payload in listener.heard)
+        assert b"kitchen-12" in said
+        needles = (*CANARIES, PASSPHRASE.encode())
+        assert not [needle for needle in needles if needle in said + meter.said.encode()]
+        assert found_in_files(home.house.state, needles) == []
+        assert not [needle for needle in needles if needle.decode() in broker.log]
+    kinds = [kind for kind, _ in home.events()]
+    assert kinds == ["vault_put", "vault_put", "vault_read", "vault_erased"]
 
 
 def test_v2_who_is_erased_stays_so_and_the_account_verifies(home: VaultHouse) -> None:

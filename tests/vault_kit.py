@@ -6,15 +6,20 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from meterd.config import load
 from meterd.device.keys import take_in
 from meterd.device.secret import BOARD, DEVICE
+from meterd.init import enrol_keys, join_network
+from meterd.ledger.account import standalone
 from meterd.privacy.envelope import device_key
 from tests.daemon_kit import DEADLINE_S, Cable, House, Program, line, make_house
 
@@ -51,19 +56,45 @@ class VaultHouse:
         credentials: What systemd would give the meter.
     """
 
-    def __init__(self, folder: Path, *, board: bytes = b"") -> None:
-        """Make the account, and take its sealing key into the vault."""
+    def __init__(self, folder: Path, *, board: bytes = b"", broker: int | None = None) -> None:
+        """Make the account, with its sealing key in the vault; `broker` is a port on loopback."""
         self.folder = folder
-        self.house: House = make_house(folder)
         self.credentials = folder / "credentials"
         self.credentials.mkdir()
         (self.credentials / DEVICE).write_bytes(SECRET)
         if board:
             (self.credentials / BOARD).write_bytes(board)
         self.device = device_key(SECRET, board)
-        take_in(self.house.state, self.device)
+        self.house: House = make_house(folder)
+        if broker is None:
+            take_in(self.house.state, self.device)
+        else:
+            self._join(broker)
         self.passphrase = self.file("passphrase", PASSPHRASE)
         self.other = self.file("other", OTHER_PASSPHRASE)
+
+    def _join(self, broker: int) -> None:
+        """Begin again as a network of one, whose blocks go out to a broker."""
+        state = self.house.state
+        shutil.rmtree(state)
+        with self.house.config.open("a") as file:
+            file.write(f'[network]\nbrokers = ["mqtt://127.0.0.1:{broker}"]\ndigest_ms = 300\n')
+        settings = load(self.house.config)
+        seal, vote = enrol_keys(state, lambda: os.urandom(32), self.device)
+        sealing, voting = bytes(seal.verify_key), bytes(vote.verify_key)
+        alone = standalone(
+            settings.meter.name,
+            sealing,
+            interval_s=settings.meter.interval_s,
+            zone="UTC",
+            currency="EUR",
+            fuse_ma=60_000,
+            nominal_mv=230_000,
+            mains_clamps=1,
+            network="demo",
+        )
+        node = replace(alone.nodes[0], voting_key=voting, votes=1)
+        join_network(state, replace(alone, nodes=(node,)), settings, device=self.device)
 
     @property
     def vault(self) -> Path:
@@ -87,8 +118,13 @@ class VaultHouse:
         path.chmod(0o600)
         return path
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """What the meter's unit has in its environment."""
+        return {"CREDENTIALS_DIRECTORY": str(self.credentials)}
+
     def start(self) -> Program:
-        return self.house.run(environ={"CREDENTIALS_DIRECTORY": str(self.credentials)})
+        return self.house.run(environ=self.environ)
 
     @contextmanager
     def running(self) -> Iterator[Program]:

@@ -72,6 +72,7 @@ OFFERS = {
     ),
     "case ack": Offer("let the alarm fall that the case was opened", _JSON, changes=True),
     "relay show": Offer("where the disconnect relay stands", _JSON),
+    "vault list": Offer("what the vault holds, by pseudonym and purpose", _JSON),
     "version": Offer("release and software id", {}, ()),
 }
 HELP = "help"

@@ -9,7 +9,17 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-PARTS = ("pipeline", "daemon", "audit", "street", "committee", "growth", "absence", "year")
+PARTS = (
+    "pipeline",
+    "daemon",
+    "audit",
+    "street",
+    "committee",
+    "growth",
+    "absence",
+    "year",
+    "passphrase",
+)
 
 
 def main(names: list[str]) -> None:
