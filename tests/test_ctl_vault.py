@@ -109,3 +109,30 @@ def test_a_vault_that_is_open_is_not_written(ctl: Ctl, state: Path, store: Path)
 
 def test_the_store_is_where_systemd_looks() -> None:
     assert str(STORE) == "/etc/credstore.encrypted"
+
+
+@pytest.mark.parametrize(
+    "action", ["init", "list", "put", "show", "export", "rotate", "erase", "board"]
+)
+def test_help_of_each_action_has_examples_in_eighty_columns(
+    ctl: Ctl, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ctl("vault", action, "--help")
+    assert said.status == 0
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+    assert "\nexamples:\n  " in said.out
+    assert f"meterctl vault {action}" in said.out
+
+
+@pytest.mark.usefixtures("store")
+def test_a_vault_older_than_the_account_says_is_not_listed_either(
+    ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterd.ctl.vault.version_named", lambda _state: 3)
+    state = tmp_path / "account"
+    state.mkdir()
+    create_seal(state, SEED)
+    ctl("vault", "init", "--state", state, "--store", tmp_path / "store")
+    said = ctl("vault", "list", "--state", state)
+    assert (said.status, "the vault is older: 1 of 3 times written" in said.err) == (77, True)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterd.ctl.options import STATE_DEFAULT
 from meterd.ctl.session import Asked, HungUp, Session, main, perform, read_entry
 from meterd.ctl.technician_certificate import (
     CERTIFICATE_BYTES_MAX,
@@ -462,7 +463,7 @@ def test_what_is_offered_is_understood_by_the_tool(tmp_path: Path) -> None:
         for option, pattern in offer.options.items():
             words += [option] if pattern is None else [option, values[option]]
         arguments = [
-            str(tmp_path) if word in offer.fixed else word for word in chosen(" ".join(words))
+            str(tmp_path) if word == STATE_DEFAULT else word for word in chosen(" ".join(words))
         ]
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *arguments],

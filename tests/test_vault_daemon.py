@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import paho.mqtt.client
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.daemon_kit import DEADLINE_S, until
+from tests.daemon_kit import DEADLINE_S, Cable, until
 from tests.mosquitto import Mosquitto
 from tests.vault_kit import (
     CANARIES,
@@ -403,6 +405,47 @@ def test_v6_another_board_does_not_open_the_card(tmp_path: Path) -> None:
     (home.credentials / "meterd.board").unlink()
     with home.start() as program:
         assert program.end() == 77
+
+
+_KILLED = """
+import os, signal, sys
+from meterd.__main__ import main
+from meterd.device.card import Card
+kind, name, *arguments = sys.argv[1:]
+real = Card._do
+def do(card, operation):
+    if operation.kind == kind and operation.path.name == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(card, operation)
+Card._do = do
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "version"),
+    [("replace", "content-3", 2), ("replace", "key", 2), ("unlink", "content-2", 3)],
+    ids=["before the content", "before the key", "before what was before is deleted"],
+)
+def test_v7_a_meter_that_is_killed_amid_a_change_starts_with_one_or_the_other(
+    home: VaultHouse, kind: str, file: str, version: int
+) -> None:
+    with home.running():
+        assert home.put("flat-3", "person", NAME).status == 0
+    program, home.house.program = home.house.program, (sys.executable, "-c", _KILLED, kind, file)
+    with Cable(home.house.port), home.start() as meter:
+        home.house.ask()
+        assert home.put("flat-3", "person", b"somebody else\n").status == 69
+        assert meter.end() == -signal.SIGKILL
+    home.house.program = program
+    with home.running():
+        expected = NAME if version == 2 else b"somebody else\n"
+        assert home.show("flat-3", "person").out == expected
+        assert home.ctl("rotate").status == 0
+        assert len(home.files()) == 2, "what was left half done is gone"
+    started = [about.get("vault") for _, about in home.events("started")]
+    assert (started[0], started[-1]) == (1, version)
+    home.house.verify_good()
 
 
 def test_v7_the_account_names_the_vault_that_a_start_asks_for(home: VaultHouse) -> None:
