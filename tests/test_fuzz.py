@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meterd.ledger.encoding import encode
 from meterd.ledger.segment import FrameHeader, Linker
-from tests.fuzz.targets import GENESIS, TARGETS
+from tests.fuzz.targets import GENESIS, KEPT, SHARE, TARGETS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,7 @@ SEEDS: dict[str, list[bytes]] = {
     "config": [
         b'[meter]\nname = "a"\n[board]\nport = "x"\n[[clamp]]\nname = "m"\nrole = "mains"\n'
     ],
+    "vault": [SHARE.encode(), KEPT.content, KEPT.key],
     "capture": [b"1170633600\t11 374.0\n!restart\n1.5\t2000\t11 \\xa0\n"],
 }
 HEADER = FrameHeader(

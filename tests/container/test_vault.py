@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.container.build import BASE
 from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
 from tests.container.machine import Machine, Tree
@@ -67,6 +69,13 @@ def bound(device: Machine) -> bool:
 
 def journal(device: Machine, unit: str) -> str:
     return device.run("journalctl", "--namespace=meterd", "-u", unit, "--no-pager", "-o", "cat")
+
+
+def test_h1_what_reads_the_board_is_exposed_no_more_than_it_may() -> None:
+    unit = str(ROOT / "systemd" / BOARD_UNIT)
+    analyze = ("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=8")
+    done = subprocess.run([*analyze, unit], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_a_board_without_a_key_binds_nothing_and_says_so(device: Machine) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from meterd.config import check
-from meterd.errors import BlockRejectedError, EncodingError, UsageError
+from meterd.errors import BlockRejectedError, EncodingError, UsageError, VaultRefusedError
 from meterd.ledger.account import decode_genesis, decode_parameters, standalone
 from meterd.ledger.block import decode_block
 from meterd.ledger.chain import open_chain, verify_sealed
@@ -21,6 +21,8 @@ from meterd.ledger.stored import read_frames
 from meterd.metering.board import LAYOUTS, LINE_BYTES_MAX, BoardDecoder
 from meterd.metering.energy import registers, registers_uj
 from meterd.metering.reading import BoardRules, Clamp
+from meterd.privacy.envelope import Files, Passphrase, device_key, found, open_vault
+from meterd.privacy.share import adopt, decode_share, new_share
 from meterd.replay import read_capture
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ RULES = {
     )
     for name, fields in LAYOUTS.items()
 }
+DEVICE = device_key(bytes(32))
+SHARE = new_share("flat-3", Passphrase(bytes(16), 3, 65_536), bytes(32), bytes)
+KEPT = adopt(found(DEVICE, bytes), SHARE, bytes)[0].close(bytes)
 PLAUSIBLE_MW = 60 * 230 * 1600  # fuse x nominal x 1.6
 
 
@@ -114,10 +119,27 @@ def capture(data: bytes) -> None:
             assert line.wall_ms >= -1
 
 
+def vault(data: bytes) -> None:
+    """What nobody has sealed opens no vault; a person's part has one spelling."""
+    half = len(data) // 2
+    for files in (
+        Files(data[:half], data[half:]),
+        Files(data, KEPT.key),
+        Files(KEPT.content, data),
+    ):
+        if files != KEPT:
+            with suppress(VaultRefusedError):
+                open_vault(files, DEVICE)
+                raise AssertionError(files)
+    with suppress(EncodingError):
+        assert decode_share(data).encode() == data
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "board": board,
     "strict": strict,
     "log": log,
     "config": config,
     "capture": capture,
+    "vault": vault,
 }
