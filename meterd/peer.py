@@ -401,11 +401,13 @@ class Peer:
         self._offered = {name: mark for name, mark in self._offered.items() if name in there}
 
     def _wants(self, name: str) -> bool:
-        """Say whether a block that was offered before is to be taken again.
+        """Say whether what was offered before is to be taken again.
 
-        It was dropped, as those before it had to come first; or it is the last certified one, and
-        our meter has not had the certificate.
+        A block that was dropped, as those before it had to come first; or the last certified one,
+        where our meter has not had the certificate. An alarm that came before an order.
         """
+        if self.gossip.alarms.wants(name):
+            return True
         height = name.partition("-")[2]
         enrolled = self.gossip.roster.newest(self._name)
         held = self.gossip.chains.get((self._name, enrolled.incarnation)) if enrolled else None

@@ -15,7 +15,16 @@ from meterd.authority.messages import Digest, Said, say
 from meterd.ledger.encoding import encode, seal
 
 FLOOD = 5000
-KINDS = ("block", "attest", "digest", "evidence", "head", "fetch/house-0", "answer/house-1")
+KINDS = (
+    "block",
+    "attest",
+    "digest",
+    "evidence",
+    "head",
+    "alarm",
+    "fetch/house-0",
+    "answer/house-1",
+)
 
 
 def main() -> None:

@@ -111,6 +111,7 @@ class Alarms:
         self._allowances: dict[str, Allowance] = {}
         self._again_ms = 0
         self._letter = ""  # in which our meter's last one lies
+        self._early = ""  # the last letter that came before an order that it rests on
 
     def restore(self) -> None:
         """Take what the store holds, once the orders that it holds are in force."""
@@ -152,15 +153,13 @@ class Alarms:
     def _check(self, alarm: Alarm, parts: Parts) -> None:
         """Verify the seal; who knows an order that is not in force here yet does no wrong."""
         node = self._node
-        try:
-            _verify(alarm, parts, node.roster)
-        except ChainEndedError:
-            raise
-        except BlockRejectedError:
-            coming = node.latest().newest(alarm.meter)
-            if coming is not None and key_id(coming.keys[-1][1]) == parts.kid:
-                raise OrderUnknownError("its key is not in force here yet") from None
-            raise
+        here, coming = node.roster.newest(alarm.meter), node.latest().newest(alarm.meter)
+        if here is None and alarm.meter == node.meter:
+            raise OrderUnknownError("its enrolment is not known here")
+        renewed = here and coming and here.keys[-1] != coming.keys[-1]
+        if renewed and coming and key_id(coming.keys[-1][1]) == parts.kid:
+            raise OrderUnknownError("its key is not in force here yet")
+        _verify(alarm, parts, node.roster)
 
     def _is_fresh(self, alarm: Alarm) -> bool:
         """Say whether an alarm is newer than the last, or the same under another seal."""
@@ -203,8 +202,11 @@ class Alarms:
             if alarm.meter != node.meter:
                 raise BlockRejectedError(f"an alarm of {alarm.meter} in the outbox")  # noqa: TRY301
             self._check(alarm, parts)
+        except OrderUnknownError:
+            self._early = alarmed.name
+            return
         except (BlockRejectedError, EncodingError) as error:
-            if not isinstance(error, (OrderUnknownError, ChainEndedError)):
+            if not isinstance(error, ChainEndedError):
                 node.tell(2, "own_alarm_refused", reason=str(error))
             node.out.append(Taken(alarmed.name))
             return
@@ -217,8 +219,12 @@ class Alarms:
             self._keep(alarm, alarmed.message)
         if self._letter not in {"", alarmed.name}:
             node.out.append(Taken(self._letter))
-        self._letter = alarmed.name
+        self._letter, self._early = alarmed.name, ""
         self._say()
+
+    def wants(self, name: str) -> bool:
+        """Say whether a letter that was offered before is to be offered again."""
+        return name == self._early
 
     def _say(self) -> None:
         node = self._node

@@ -19,6 +19,7 @@ from meterd.authority.certificate import (
 )
 from meterd.authority.messages import blocks_message
 from meterd.enrolment import Enrolment, prove
+from meterd.ledger.alarm import seal_alarm
 from meterd.ledger.encoding import decode, encode, seal, take_apart
 from meterd.ledger.event import Event
 from meterd.ledger.order import Rotate
@@ -59,6 +60,7 @@ from tests.authority.examples import (
     sealed,
 )
 from tests.authority.said import BODIES, message_of
+from tests.ledger.alarms import ALARM, STARTED, WIDEST
 from tests.ledger.examples import IMPORT, changed
 
 if TYPE_CHECKING:
@@ -131,6 +133,10 @@ MESSAGES: dict[str, tuple[str, bytes]] = {
     ),
     "status": ("status", _status(HOUSE, online=True)),
     "last will": ("status", _status(HOUSE, online=False)),
+    "alarm": ("alarm", ALARM.encode()),
+    "alarm of a start": ("alarm", STARTED.encode()),
+    "longest alarm": ("alarm", WIDEST.encode()),
+    "sealed alarm": ("sealed-alarm", seal_alarm(ALARM, key("house-1 seals"), GENESIS.hash)),
     **{kind: ("said", message_of(kind)) for kind in BODIES},
     **{f"payload: {kind}": (kind, take_apart(message_of(kind)).payload) for kind in BODIES},
 }
@@ -148,7 +154,7 @@ def problems(validator: Any, message: bytes, rule: str) -> list[str]:  # noqa: A
 
 PARTS = {  # never sent by themselves to peers
     *("order", "signed-batch", "leaf", "cose-receipt", "certified-order", *BODIES),
-    *("enrolment", "pruned", "recovered"),
+    *("enrolment", "pruned", "recovered", "alarm"),
 }
 
 
@@ -268,6 +274,15 @@ BROKEN = [
     ("status", (0,), "meterd/status/v2", "status of a new version"),
     ("status", (1,), "House 1", "status of a misnamed node"),
     ("status", (2,), 2, "status that is neither"),
+    ("alarm", (0,), "meterd/alarm/v2", "alarm of a new version"),
+    ("alarm", (1,), "House 1", "alarm of a misnamed meter"),
+    ("alarm", (3,), 0, "alarm of no event"),
+    ("alarm", (5,), "Alarm", "alarm of a misspelt kind"),
+    ("alarm", (6,), "Ann Smith", "alarm that names a person"),
+    ("alarm", (7,), "", "alarm that leaves out a word"),
+    ("alarm", (8, 0), ["case", 40], "alarm that stands since no time"),
+    ("alarm", (8, 0, 0), "", "alarm that stands without a word"),
+    ("alarm", (8,), [["case", 1, 0]] * 33, "alarm of 33 that stand"),
     ("payload: digest", (1,), "Feeder", "digest of a misnamed sender"),
     ("payload: digest", (3, 1), bytes(31), "digest with a short order"),
     ("payload: digest", (4,), [["house-1", 1, 1, bytes(32)]] * 257, "digest of 257 heads"),
@@ -353,7 +368,7 @@ def test_the_schema_refuses_a_batch_with_another(
 def test_a_seal_of_one_kind_is_none_of_another(validator: Any) -> None:  # noqa: ANN401
     for rule in ("sealed-block", "sealed-checkpoint", "said"):
         assert problems(validator, sealed(ORDERS["enrol"]), rule) != []
-    for rule in ("sealed-order", "said"):
+    for rule in ("sealed-order", "said", "sealed-alarm"):
         assert problems(validator, sealed(FIRST_BLOCK), rule) != []
     for kind in BODIES:
         assert problems(validator, message_of(kind), "sealed-order") != []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meterd.authority.alarms import verify_alarm
 from meterd.authority.attestation import (
     open_batch,
     open_proof,
@@ -127,6 +128,18 @@ def test_what_peers_say(case: Case) -> None:
         said = open_said(of(case, "bytes"), lambda _: of(case, "key"), of(case, "genesis_hash"))
         verdict = "good"
         assert type(said.body).__name__.lower().startswith(case["kind"].replace("-", ""))
+    except MeterdError:
+        verdict = "bad"
+    assert verdict == case["verdict"]
+
+
+@pytest.mark.parametrize("case", cases("alarms"))
+def test_alarms(case: Case) -> None:
+    roster, held = known(case, case["orders"])
+    assert held == len(case["orders"])
+    try:
+        verify_alarm(of(case, "bytes"), roster)
+        verdict = "good"
     except MeterdError:
         verdict = "bad"
     assert verdict == case["verdict"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from meterd.config import check
 from meterd.errors import BlockRejectedError, EncodingError, UsageError, VaultRefusedError
 from meterd.ledger.account import decode_genesis, decode_parameters, standalone
+from meterd.ledger.alarm import decode_alarm
 from meterd.ledger.block import decode_block
 from meterd.ledger.chain import open_chain, verify_sealed
 from meterd.ledger.encoding import decode, encode, take_apart
@@ -82,6 +83,8 @@ def strict(data: bytes) -> None:
     for parse in (decode_genesis, decode_parameters, decode_block, decode_event, take_apart):
         with suppress(EncodingError):
             parse(data)
+    with suppress(EncodingError):
+        assert decode_alarm(data).encode() == data
     with suppress(BlockRejectedError):
         verify_sealed(data, open_chain(GENESIS, "fuzz-1"))
 

@@ -309,6 +309,7 @@ FILES = {
     "receipts.json": street.receipts,
     "evidence.json": street.evidence,
     "said.json": street.said,
+    "alarms.json": street.alarms,
 }
 
 

@@ -22,6 +22,7 @@ from meterd.authority.attestation import (
 )
 from meterd.authority.certificate import certificate_of, seals_evidence, votes_evidence
 from meterd.authority.roster import found
+from meterd.ledger.alarm import seal_alarm
 from meterd.ledger.encoding import decode, encode, seal, take_apart
 from meterd.ledger.order import RosterChange
 from tests.authority.examples import (
@@ -63,6 +64,7 @@ from tests.authority.examples import (
     vote,
 )
 from tests.authority.said import BODIES, SENDER, message_of
+from tests.ledger.alarms import ALARM, STARTED
 from tests.ledger.examples import changed
 
 if TYPE_CHECKING:
@@ -634,5 +636,66 @@ def said() -> Iterator[Case]:
             "bytes": data.hex(),
             "key": public(by).hex(),
             "genesis_hash": GENESIS.hash.hex(),
+            "verdict": verdict,
+        }
+
+
+def alarms() -> Iterator[Case]:
+    """What a reader of alarms says, given the genesis and the orders."""
+    message, none = seal_alarm(ALARM, key(f"{HOUSE} seals"), GENESIS.hash), Ordered()
+    rotated, revoked = ordered(ROTATE), ordered(REVOKE)
+    fresh = seal_alarm(ALARM, key(f"{HOUSE} seals, 2"), GENESIS.hash)
+    cases = [
+        ("an alarm", message, none, "good"),
+        ("a start", seal_alarm(STARTED, key(f"{HOUSE} seals"), GENESIS.hash), none, "good"),
+        ("under the key that an order names", fresh, rotated, "good"),
+        ("under the key before", message, rotated, "bad"),
+        ("under a key that no order names", fresh, none, "bad"),
+        ("under a revoked key", message, revoked, "bad"),
+        (
+            "under the voting key",
+            seal_alarm(ALARM, key("house-1 votes"), GENESIS.hash),
+            none,
+            "bad",
+        ),
+        (
+            "another meter's seal",
+            seal_alarm(ALARM, key("house-2 seals"), GENESIS.hash),
+            none,
+            "bad",
+        ),
+        ("for another network", seal_alarm(ALARM, key("house-1 seals"), bytes(32)), none, "bad"),
+        ("an edited number", message.replace(b"\x18\x29\x1b", b"\x18\x2a\x1b"), none, "bad"),
+        ("a trailing byte", message + b"\0", none, "bad"),
+        ("a block where an alarm is due", sealed(FIRST_BLOCK), none, "bad"),
+    ]
+    assert cases[9][1] != message
+    faults: list[tuple[str, tuple[int, ...], object]] = [
+        ("a new version", (0,), "meterd/alarm/v2"),
+        ("of the distributor", (1,), GRID),
+        ("of an incarnation that no order opened", (2,), 2),
+        ("of no event", (3,), 0),
+        ("a kind in capitals", (5,), "ALARM"),
+        ("a word that names a person", (6,), "ann smith"),
+        ("a word for a kind without", (5,), "started"),
+        ("raised, and not standing", (8,), [["case", 40, 0]]),
+        ("standing since a later event", (8, 0, 1), 42),
+        ("standing twice", (8, 0, 0), "port"),
+        (
+            "33 that stand",
+            (8,),
+            [[f"a{chr(97 + n // 26)}{chr(97 + n % 26)}", 1, 0] for n in range(33)],
+        ),
+    ]
+    for name, place, new in faults:
+        payload = encode(changed(decode(ALARM.encode()), place, new))
+        by = f"{GRID} seals" if new == GRID else f"{HOUSE} seals"
+        cases.append((name, seal(payload, key(by), GENESIS.hash), none, "bad"))
+    for name, data, network, verdict in cases:
+        yield {
+            "name": name,
+            "bytes": data.hex(),
+            "genesis": GENESIS.encode().hex(),
+            "orders": spelt(network.certified),
             "verdict": verdict,
         }
