@@ -27,8 +27,9 @@ from meterd.ctl.broker_settings import acl_text
 from meterd.device.mailbox import OUTBOX, Mailbox
 from meterd.init import enrol_keys, join_network
 from meterd.ledger.account import Genesis, Meter, Node
+from meterd.ledger.encoding import encode
 from tests.conftest import ROOT
-from tests.daemon_kit import CONFIG, PROGRAM, Cable, House, Program, make_house, until
+from tests.daemon_kit import CONFIG, PROGRAM, Cable, House, Program, line, make_house, strace, until
 from tests.device.broker_kit import Authority
 from tests.mosquitto import Mosquitto
 
@@ -337,6 +338,51 @@ def test_e1_alarms_are_shown_once_over_restarts_of_either_side(street: Street) -
             until(lambda: bool(utility.heard), "it is published anew")
             alarm = street.alarm(utility.heard[-1])
     assert {"case", "magnet"} <= {each.word for each in alarm.standing}
+
+
+def test_e1_alarms_are_on_the_card_before_they_are_told(street: Street) -> None:
+    """Write, sync, and only then a letter in the outbox (as row L1 has it of blocks)."""
+    one, _ = street.homes
+    trace = one.folder / "trace"
+    options = ("-xx", "-s", "4096", "-e", "trace=write,fdatasync,fsync,rename")
+    one.house.program = PROGRAM
+    wrap = strace(*options, out=trace)
+    with Cable(one.house.port) as cable, one.house.run(wrap=wrap) as meter:
+        meter.hear("alarm alarm=port ")
+        until(lambda: len(one.letters) > 1, "the alarm is told")
+        cable.say(line(100))
+        meter.hear("alarm_over alarm=port")
+        assert meter.stop() == 0
+    events, told = Synced(str(one.state / "events")), 0
+    for traced in trace.read_text().splitlines():
+        letter = events.take(traced)
+        if letter.startswith(f"{KIND}-"):
+            told += 1
+            event = b"\x85" + encode(int(letter.rpartition("-")[2]))  # an array that begins so
+            assert event in events.synced, letter
+    assert told >= 3
+
+
+class Synced:
+    """What a process has made durable of files below a path, by its calls."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.synced = path, b""
+        self._written: dict[str, bytes] = {}
+
+    def take(self, traced: str) -> str:
+        """Take a line of strace; return the name that a file has got by it, or nothing."""
+        call, _, what = traced.partition(" ")[2].strip().partition("(")
+        texts = [bytes.fromhex(text.replace("\\x", "")) for text in re.findall(r'"([^"]*)"', what)]
+        (path,) = re.findall(r"^\d+<([^>]*)>", what) or [""]
+        path = re.sub(r"\\x(..)", lambda code: chr(int(code[1], 16)), path)
+        if call == "rename":
+            return Path(os.fsdecode(texts[1])).name
+        if call == "write" and path.startswith(self.path):
+            self._written[path] = self._written.get(path, b"") + texts[0]
+        elif call in {"fdatasync", "fsync"}:
+            self.synced += self._written.pop(path, b"")
+        return ""
 
 
 def test_e1_alarms_are_retained_for_a_backend_that_comes_later(street: Street) -> None:
