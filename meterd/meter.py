@@ -716,6 +716,11 @@ class Meter:
         return self._state
 
     @property
+    def last_dropped(self) -> bytes:
+        """The board's last line that was no reading, as it came."""
+        return self._decoder.last_dropped
+
+    @property
     def clock_status(self) -> str:
         """Status of the clock now, S, I or R."""
         return self._clock.stamp().status

@@ -53,6 +53,7 @@ class ParameterAnswers:
         record, roster = desk.record, meter.neighbours.roster
         settings, signed = split(record.settings)
         return {
+            "network": roster.network,
             "genesis": record.genesis.hex(),
             "meter": record.meter,
             "sequence": record.sequence,
@@ -65,6 +66,7 @@ class ParameterAnswers:
                 clamp.name for clamp in meter.settings.rules.clamps if clamp.role != "unused"
             ],
             "port": meter.settings.board.port,
+            "last_dropped": meter.last_dropped.decode("ascii", errors="replace"),
             "case_switch": meter.settings.gpio.case_switch is not None,
         }
 

@@ -265,7 +265,7 @@ def test_a_line_asks_for(line: str, arguments: tuple[str, ...]) -> None:
         ("status\nid", "plain letters"),
         ("status\x00", "plain letters"),
         ("status \x1b[2J", "plain letters"),
-        ("status " + "x" * LINE_LETTERS_MAX, "at most 400"),
+        ("status " + "x" * LINE_LETTERS_MAX, f"at most {LINE_LETTERS_MAX}"),
     ],
 )
 def test_nothing_is_asked_for_by(line: str, message: str) -> None:
@@ -457,7 +457,8 @@ def test_a_list_of_commands_has_only_commands_that_there_are() -> None:
 def test_what_is_offered_is_understood_by_the_tool(tmp_path: Path) -> None:
     """Each option of the list, by the tool's own parser: with a folder that holds no account."""
     values = {"--count": "1", "--last": "1", "--kind": "alarm", "--from": "2026", "--to": "2026"}
-    values |= {"--key": "0" * 64, "--head": f"1:{'0' * 64}"}
+    values |= {"--key": "0" * 64, "--head": f"1:{'0' * 64}", "--clamp": "mains", "--seconds": "1"}
+    values |= {"--reference-w": "1", "--reference-wh": "1", "--text": "A" * 100}
     for name, offer in OFFERS.items():
         words = name.split()
         for option, pattern in offer.options.items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.ctl.options import STATE_DEFAULT
@@ -23,14 +24,18 @@ from meterd.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LINE_LETTERS_MAX = 400  # the longest command below is about 100
+LINE_LETTERS_MAX = 2600  # a signed command of `calibrate` is about 500, of many changes 2,500
 SHOWN_LETTERS_MAX = 200  # of a line that is refused: enough to see what was tried
+OPTIONS_LETTERS = 69  # of a line of the help, behind the names
 HINT = "`help` lists what can be asked for here"
 
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _KIND = re.compile(r"[a-z][a-z_]{0,31}")
 _TIME = re.compile(r"[0-9][0-9TZ:.+-]{3,39}")
 _KEY = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9-]{1,32}")
+_DECIMAL = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
+_BASE64 = re.compile(r"[A-Za-z0-9_-]{100,2500}={0,2}")
 _HEAD = re.compile(r"[0-9]{1,12}:[0-9a-f]{64}")
 
 
@@ -73,6 +78,14 @@ OFFERS = {
     "case ack": Offer("let the alarm fall that the case was opened", _JSON, changes=True),
     "relay show": Offer("where the disconnect relay stands", _JSON),
     "vault list": Offer("what the vault holds, by pseudonym and purpose", _JSON),
+    "parameters": Offer("what is measured under, and who may change it", _JSON),
+    "calibrate": Offer(
+        "hold a clamp against a reference; --text applies a signed command",
+        _JSON
+        | {"--clamp": _NAME, "--reference-w": _DECIMAL, "--reference-wh": _DECIMAL}
+        | {"--seconds": _NUMBER, "--text": _BASE64},
+        changes=True,
+    ),
     "version": Offer("release and software id", {}, ()),
 }
 HELP = "help"
@@ -167,6 +180,9 @@ def help_lines() -> list[str]:
             for option, pattern in offer.options.items()
         )
         lines.append(f"{name:10} {offer.summary}")
-        if options:
-            lines.append(f"{'':10} {options}")
+        bound = options.replace(
+            " …", "\N{NO-BREAK SPACE}…"
+        )  # an option and its value stay together
+        parts = wrap(bound, OPTIONS_LETTERS)
+        lines += [f"{'':10} {part}".replace("\N{NO-BREAK SPACE}", " ") for part in parts]
     return [*lines, f"{HELP:10} this list", f"{'exit':10} end the session"]

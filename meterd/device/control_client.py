@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from meterd.errors import (
@@ -76,6 +77,26 @@ class ControlClient:
         with contextlib.closing(replies):
             for reply in replies:
                 yield reply["parameters"]
+
+    def stream_for(
+        self, seconds: float, method: str, /, **parameters: object
+    ) -> Iterator[dict[str, Any]]:
+        """Yield each reply to a streaming call for some time; none where none comes for so long.
+
+        Raises:
+            MeterdError: As `stream` does.
+        """
+        ends_s = time.monotonic() + seconds
+        replies = self._exchange({"parameters": parameters, "more": True}, method, seconds)
+        with contextlib.closing(replies):
+            try:
+                for reply in replies:
+                    yield reply["parameters"]
+                    if time.monotonic() >= ends_s:
+                        return
+            except AbsentError as error:
+                if not isinstance(error.__cause__, TimeoutError):
+                    raise
 
     def _exchange(
         self, call: dict[str, object], method: str, timeout_s: float | None

@@ -20,7 +20,8 @@ class ParametersReply(TypedDict):
     """What a meter measures under.
 
     Attributes:
-        genesis: Hash of the network's genesis, hex.
+        network: The network's name.
+        genesis: Hash of its genesis, hex.
         meter: The meter's name.
         sequence: Number of the record in force; a command's is one more.
         record: Its hash, hex.
@@ -30,9 +31,11 @@ class ParametersReply(TypedDict):
         distributor: Whose that key is; empty where it is the meter's own owner's.
         clamps: Names of the used clamps, in the order of what `Clamps` tells.
         port: Path of the board's port.
+        last_dropped: The last line of the board that was no reading; empty if there was none.
         case_switch: Whether one is wired.
     """
 
+    network: str
     genesis: str
     meter: str
     sequence: int
@@ -43,6 +46,7 @@ class ParametersReply(TypedDict):
     distributor: str
     clamps: list[str]
     port: str
+    last_dropped: str
     case_switch: bool
 
 

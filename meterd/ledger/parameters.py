@@ -208,7 +208,7 @@ def verify_command(
         already = "was used already" if command.sequence <= held.sequence else "comes too early"
         raise CommandRefusedError(
             f"expected command {held.sequence + 1}, got {command.sequence}: it {already}",
-            hint="make it anew with what is in force: `meterctl calibrate show`",
+            hint="make it anew with what is in force: `meterctl parameters`",
         )
     settings = {key: value for key, value in held.settings if not key.startswith(SIGNED)}
     for key, old, new in command.changes:
@@ -222,7 +222,7 @@ def verify_command(
         raise CommandRefusedError(
             f"the command was made for parameter record {_hex(command.record)}, "
             f"in force is {_hex(held.hash)}",
-            hint="make it anew with what is in force: `meterctl calibrate show`",
+            hint="make it anew with what is in force: `meterctl parameters`",
         )
     signed = {key: value for key, value in held.settings if key.startswith(SIGNED)}
     signed |= {COMMAND: digest(message).hex(), BY: by}
