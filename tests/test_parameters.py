@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
+from meterd.device.recovery import recover
 from meterd.errors import ConfigError, DeniedError, MeterdError, UsageError
 from meterd.ledger.account import decode_parameters
+from meterd.ledger.chain import open_chain
 from meterd.ledger.parameters import verify_command
 from tests.accounts import flag_names
 from tests.daemon_kit import Cable, line, make_house
@@ -27,6 +30,7 @@ from tests.parameters_kit import (
     signed,
     wait_sequence,
 )
+from tests.rig import MIDNIGHT_S, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,3 +268,22 @@ def test_a_kill_after_the_answer_loses_no_change(house: House, cable: Cable) -> 
         assert shown(house)["settings"]["clamp.1.scale"] == "1.5"
         meter.stop()
     house.verify_good()
+
+
+def test_a_change_outlasts_a_midnight_before_the_new_start(tmp_path: Path) -> None:
+    """The checkpoint of the day's end holds the record in force, and the one that comes."""
+    rig = Rig(tmp_path / "account")
+    rig.start(MIDNIGHT_S - 100)
+    rig.rows(5)
+    rig.commit()
+    now = rig.book.parameters
+    rig.book.change(replace(now, sequence=now.sequence + 1, settings=(("clamp.1.scale", "2"),)))
+    rig.rows(40)
+    rig.commit()
+    rig.stop()
+    chain = open_chain(rig.genesis, rig.settings.meter.name)
+    recovered = recover(rig.state, chain)
+    assert recovered.checkpoint.start.chain.head.height > 0
+    known = sorted(recovered.found.parameters.values(), key=lambda record: record.sequence)
+    assert [record.sequence for record in known] == [1, 2]
+    assert known[-1].settings == (("clamp.1.scale", "2"),)

@@ -15,8 +15,10 @@ from cddl_verifier import Validator
 import meterd.ledger
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.ledger.encoding import decode, encode, take_apart
+from meterd.ledger.parameters import sign_command
 from meterd.ledger.segment import STREAMS
 from tests.conftest import ROOT
+from tests.ledger import test_parameters as parameters
 from tests.ledger.examples import FIRST, GENESIS, PARAMETERS, changed, sealed
 from tests.ledger.memory import (
     Stored,
@@ -131,6 +133,17 @@ def test_the_schema_refuses_a(
 ) -> None:
     assert problems(validator, message, rule) == []
     assert problems(validator, encode(changed(decode(message), place, new)), rule) != []
+
+
+def test_commands_and_grants_are_as_the_schema_says(validator: Any) -> None:  # noqa: ANN401
+    for command in (parameters.GOOD, parameters.BY_JO):
+        message = sign_command(command, parameters.JO)
+        assert problems(validator, message, "sealed-command") == []
+        assert problems(validator, command.encode(), "command") == []
+    assert problems(validator, parameters.GRANTED, "sealed-grant") == []
+    assert problems(validator, parameters.GRANTED, "sealed-command") != []
+    assert problems(validator, parameters.GOOD._replace(grant=b"?").encode(), "command") != []
+    assert problems(validator, parameters.GOOD._replace(changes=()).encode(), "command") != []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from meterd.ledger.chain import SealTask, open_chain, verify_seals
 from meterd.ledger.encoding import take_apart, verify_seal
 from meterd.ledger.event import decode_event
 from meterd.ledger.order import decode_order
+from meterd.ledger.parameters import CommandRefusedError, verify_command
 from meterd.ledger.segment import (
     SampleHeader,
     find_damaged_row,
@@ -73,6 +74,17 @@ def test_seals() -> None:
         except (EncodingError, BlockRejectedError):
             verdict = "bad"
         assert verdict == case["verdict"], case["name"]
+
+
+def test_commands() -> None:
+    for case in cases("commands.json"):
+        held = decode_parameters(bytes.fromhex(case["parameters"]))
+        key, message = bytes.fromhex(case["key"]), bytes.fromhex(case["bytes"])
+        try:
+            by = verify_command(message, held, key, case["at_s"]).by
+        except CommandRefusedError:
+            by = ""
+        assert by == case["by"], case["name"]
 
 
 def test_chains() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cbor2
+from nacl.signing import SigningKey
 
 from meterd.ledger.audit import fingerprint_of
 from meterd.ledger.encoding import decode, encode, key_id, seal, take_apart
+from meterd.ledger.parameters import Command, Grant, sign_command, sign_grant
 from meterd.ledger.segment import SampleHeader, stored_header
 from meterd.ledger.verdict import Known
 from tests.ledger.examples import changed
@@ -19,8 +21,6 @@ from tests.vectors.tamperings import CLEAN, Tampering, flipped, tamperings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from nacl.signing import SigningKey
 
     from meterd.ledger.block import Block
 
@@ -287,6 +287,59 @@ def accounts() -> Iterator[Case]:
         yield case
 
 
+def commands() -> Iterator[Case]:
+    """What a meter says of a command, given its parameter record, the owner's key and the time."""
+    record, at_s = PARAMETERS, NINE_S
+    key, value = record.settings[0]
+    good = Command(
+        record.genesis, record.meter, record.sequence + 1, record.hash, ((key, value, "7"),)
+    )
+    technician = SigningKey(b"technician".ljust(32, b"."))
+    grant = Grant(record.genesis, bytes(technician.verify_key), "jo", at_s - 60, at_s + 60)
+    granted = sign_grant(grant, KEY)
+    by_jo = good._replace(grant=granted)
+    late = good._replace(grant=sign_grant(grant._replace(not_after_s=at_s - 1), KEY))
+    forged = good._replace(grant=sign_grant(grant, STRANGER))
+    cases: list[tuple[str, bytes, int | None, str]] = [
+        ("the owner's", sign_command(good, KEY), at_s, "owner"),
+        ("the owner's, the time not known", sign_command(good, KEY), None, "owner"),
+        ("a technician's", sign_command(by_jo, technician), at_s, "jo"),
+        ("a technician's, the time not known", sign_command(by_jo, technician), None, ""),
+        ("a technician's, too late", sign_command(late, technician), at_s, ""),
+        ("a technician's without a grant", sign_command(good, technician), at_s, ""),
+        ("a technician's, granted by a stranger", sign_command(forged, technician), at_s, ""),
+        ("a stranger's with another's grant", sign_command(by_jo, STRANGER), at_s, ""),
+        ("unsigned", good.encode(), at_s, ""),
+        ("a flipped bit", flipped(sign_command(good, KEY), 200), at_s, ""),
+        ("used already", sign_command(good._replace(sequence=record.sequence), KEY), at_s, ""),
+        ("too early", sign_command(good._replace(sequence=record.sequence + 2), KEY), at_s, ""),
+        ("another meter's", sign_command(good._replace(meter="cellar-3"), KEY), at_s, ""),
+        ("another network's", sign_command(good._replace(genesis=bytes(32)), KEY), at_s, ""),
+        ("another record's", sign_command(good._replace(record=bytes(32)), KEY), at_s, ""),
+        (
+            "of another old value",
+            sign_command(good._replace(changes=((key, "8", "7"),)), KEY),
+            at_s,
+            "",
+        ),
+        (
+            "that says who signed",
+            sign_command(good._replace(changes=(("signed.by", "", "jo"),)), KEY),
+            at_s,
+            "",
+        ),
+    ]
+    for name, message, now_s, by in cases:
+        yield {
+            "name": name,
+            "parameters": record.encode().hex(),
+            "key": bytes(KEY.verify_key).hex(),
+            "at_s": now_s,
+            "bytes": message.hex(),
+            "by": by,
+        }
+
+
 def known_of(case: Case) -> Known:
     """Return what a case says is known from elsewhere."""
     head = case.get("head")
@@ -302,6 +355,7 @@ FILES = {
     "chains.json": chains,
     "segments.json": segments,
     "accounts.json": accounts,
+    "commands.json": commands,
     "orders.json": street.order_chains,
     "batches.json": street.batches,
     "proofs.json": street.proofs,
