@@ -102,6 +102,7 @@ SIXTEEN = " ".join(["1"] * 16)
             "4 voters, orders by grid-co",
         ),
         (rules.peers(STATUS, None), "skipped", "there are none"),
+        (rules.peers(STATUS | {"neighbours": STREET}, {}), "skipped", "no others"),
         (rules.peers(STATUS | {"neighbours": STREET}, None), "bad", "peer process does not run"),
         (rules.peers(STATUS | {"neighbours": STREET}, {"a": True}), "good", "1 of 1 are heard"),
         (

@@ -187,6 +187,8 @@ def peers(status: Mapping[str, Any], heard: Mapping[str, bool] | None) -> Step:
     if heard is None:
         todo = "start `meterd peer`, or `meterd run --with-peer`"
         return Step("peers", BAD, "the peer process does not run", todo)
+    if not heard:
+        return Step("peers", SKIPPED, "there are no others")
     count = sum(heard.values())
     said = f"{count} of {len(heard)} are heard"
     if neighbours["waits"]:
