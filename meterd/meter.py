@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
+    from nacl.signing import SigningKey
+
     from meterd.config import Settings
     from meterd.device.card import Operation
     from meterd.device.mailbox import Mailbox
@@ -719,6 +721,11 @@ class Meter:
     def last_dropped(self) -> bytes:
         """The board's last line that was no reading, as it came."""
         return self._decoder.last_dropped
+
+    @property
+    def sealing_key(self) -> SigningKey:
+        """The key that is good under the last order in force; never to be shown."""
+        return self._keys[self.neighbours.chain.key_at(self.neighbours.order[0])]
 
     @property
     def clock_status(self) -> str:

@@ -15,8 +15,10 @@ from meterd.device.control import (
     PruneReply,
     Register,
     RegistersReply,
+    ReportReply,
     StatusReply,
 )
+from meterd.ledger.encoding import digest
 from meterd.ledger.event import Event, decode_event
 from meterd.ledger.segment import FRAME_BYTES_MAX, HEADER_BYTES_MAX, read_header, walk_frames
 
@@ -189,3 +191,47 @@ class Answers(AccessAnswers):
             await meter.flush()
             await asyncio.to_thread(remove, plan.operations)
         return {"segments": len(plan.pruned), "bytes": plan.freed_bytes}
+
+    async def report(self, since_s: int, side: bytes) -> ReportReply:
+        """Return what this device says of itself now, under its seal; all in it is durable."""
+        from meterd.device.report import recent_events
+        from meterd.ledger.report import ALARMS_MAX, TEXT_LETTERS_MAX, Report, seal_report
+
+        meter, book = self._meter, self._meter.book
+        async with self._reading:
+            await meter.flush()
+            head, stamp = book.chain.head, meter.stamp()
+            certified = meter.neighbours.witnessed.height
+            known = Report(
+                genesis=book.chain.genesis,
+                meter=book.chain.meter,
+                incarnation=book.chain.incarnation,
+                at=(stamp.boot_ms, max(stamp.wall_ms, 0), stamp.status),
+                head=(
+                    head.height,
+                    head.block_hash,
+                    () if head.end_s is None else (head.end_s,),
+                ),
+                certified=head.height if meter.neighbours.alone else certified,
+                order=meter.neighbours.order,
+                software_id=book.parameters.software_id,
+                parameters=digest(book.parameters.encode()),
+                registers=tuple(
+                    (code, kind, uj) for code, (uj, kind) in sorted(book.registers_uj().items())
+                ),
+                readings=(meter.accepted, book.gaps, tuple(sorted(meter.dropped.items()))),
+                alarms=tuple(
+                    (kind, text[:TEXT_LETTERS_MAX])
+                    for kind, text in sorted(book.alarms.items())[:ALARMS_MAX]
+                ),
+                events=(book.log.events, book.log.events_digest, since_s, 0),
+                happened=(),
+                side=side,
+            )
+            count = book.log.events
+            happened, left_out = await asyncio.to_thread(
+                recent_events, meter.state_folder, since_s, count
+            )
+        events = (*known.events[:3], left_out)
+        report = known._replace(events=events, happened=happened)
+        return {"report": seal_report(report, meter.sealing_key).hex()}

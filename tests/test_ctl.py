@@ -39,7 +39,13 @@ from tests.accounts import SALT_SEED, SEED, QuietCard, config_text, replay_lines
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from meterd.device.control import LiveReading, PruneReply, RegistersReply, StatusReply
+    from meterd.device.control import (
+        LiveReading,
+        PruneReply,
+        RegistersReply,
+        ReportReply,
+        StatusReply,
+    )
 
 BEGIN_S = 1_183_500_000 - 1_183_500_000 % 86_400  # 2007-07-03 00:00 UTC
 HOUR_S = 3600
@@ -840,6 +846,9 @@ class Daemon:
     async def prune(self, before_s: int) -> PruneReply:
         self.pruned.append(before_s)
         return {"segments": 4, "bytes": 1234}
+
+    async def report(self, since_s: int, side: bytes) -> ReportReply:
+        return {"report": f"{since_s:02x}{side.hex()}"}
 
 
 @pytest.fixture

@@ -459,6 +459,7 @@ def test_what_is_offered_is_understood_by_the_tool(tmp_path: Path) -> None:
     values = {"--count": "1", "--last": "1", "--kind": "alarm", "--from": "2026", "--to": "2026"}
     values |= {"--key": "0" * 64, "--head": f"1:{'0' * 64}", "--clamp": "mains", "--seconds": "1"}
     values |= {"--reference-w": "1", "--reference-wh": "1", "--text": "A" * 100}
+    values["--since"] = "2026-11-01"
     for name, offer in OFFERS.items():
         words = name.split()
         for option, pattern in offer.options.items():

@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": ("meterd.ctl.verify", "judge an account: good, bad at a first place, unreadable"),
     "status": ("meterd.ctl.status", "how the meter is"),
     "doctor": ("meterd.ctl.doctor", "what is well with this device, and what to do if not"),
+    "report": ("meterd.ctl.report", "a sealed file for the office: what the device says"),
     "watch": ("meterd.ctl.watch", "readings as they come"),
     "registers": ("meterd.ctl.registers", "energy counted since the meter was commissioned"),
     "usage": ("meterd.ctl.usage", "energy by days and hours, as bars"),

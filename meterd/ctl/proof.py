@@ -24,11 +24,13 @@ from meterd.authority.certificate import (
 from meterd.authority.roster import found, quorum
 from meterd.ctl import evidence as evidence_words
 from meterd.ctl.head import WITNESSED, strength_words
+from meterd.ctl.report_words import judged
 from meterd.ctl.show import COLUMNS, kwh, local, register_name, register_unit, utc, zone_of
 from meterd.errors import BlockRejectedError, EncodingError, MeterdError, UsageError
 from meterd.ledger.account import decode_genesis
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import decode, take_apart
+from meterd.ledger.report import FILE_CONTEXT as REPORT_CONTEXT
 from meterd.metering.energy import obis_code
 from meterd.metering.interval import FLAG_NAMES
 
@@ -54,7 +56,7 @@ class Proof(NamedTuple):
     """A file that says it is a receipt or evidence; nothing in it is verified.
 
     Attributes:
-        kind: `receipt` or `evidence`.
+        kind: `receipt`, `report` or `evidence`.
         data: Its bytes.
     """
 
@@ -64,7 +66,7 @@ class Proof(NamedTuple):
     @property
     def called(self) -> str:
         """What it is called in a sentence."""
-        return "a receipt" if self.kind == "receipt" else "evidence"
+        return {"receipt": "a receipt", "report": "a report"}.get(self.kind, "evidence")
 
 
 def read_proof(path: Path) -> Proof | None:
@@ -78,6 +80,8 @@ def read_proof(path: Path) -> Proof | None:
     context = value[0] if type(value) is tuple and value else None
     if context == RECEIPT_CONTEXT:
         return Proof("receipt", data)
+    if context == REPORT_CONTEXT:
+        return Proof("report", data)
     return Proof("evidence", data) if context in _EVIDENCE else None
 
 
@@ -88,6 +92,8 @@ def judge_file(path: Path, proof: Proof, known: Known, *, as_json: bool) -> int:
         UsageError: No genesis was given, or it is one that founds nothing.
         UnreadableError: It is misshapen, or depends on what is not known here.
     """
+    if proof.kind == "report":
+        return judged(path, known, as_json=as_json)
     if not known.genesis:
         raise UsageError(
             f"{path} is {proof.called}, and takes --genesis FILE to be judged by",

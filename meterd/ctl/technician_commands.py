@@ -86,6 +86,7 @@ OFFERS = {
         | {"--seconds": _NUMBER, "--text": _BASE64},
         changes=True,
     ),
+    "report": Offer("a sealed file for the office; send it to a file", {"--since": _TIME}),
     "version": Offer("release and software id", {}, ()),
 }
 HELP = "help"

@@ -37,6 +37,7 @@ from meterd.device.control_access import AccessMethods, AccessSource
 from meterd.device.control_connection import INTERFACE, Connection, Failed, listen
 from meterd.device.control_roles import RoleRegistry, role_of
 from meterd.device.control_vault import VaultMethods, VaultSource
+from meterd.errors import UsageError
 
 INTERFACE_VERSION = "1"  # the software's own version is a field of Status
 CONNECTIONS_MAX = 16  # people at one device; more is a program gone wrong, and is told so
@@ -152,6 +153,12 @@ class PruneReply(TypedDict):
     bytes: int
 
 
+class ReportReply(TypedDict):
+    """A report under the meter's seal, in hex."""
+
+    report: str
+
+
 class Source(AccessSource, Protocol):
     """What the daemon tells. Called on the event loop: it must not block.
 
@@ -177,6 +184,10 @@ class Source(AccessSource, Protocol):
 
     async def prune(self, before_s: int) -> PruneReply:
         """Prune samples before an instant, Unix seconds. Cancelled when the daemon stops."""
+        ...
+
+    async def report(self, since_s: int, side: bytes) -> ReportReply:
+        """Return what the device says of itself, events since an instant; `side` is a digest."""
         ...
 
 
@@ -299,6 +310,17 @@ class _Control(AccessMethods, VaultMethods, VarlinkInterface, name=INTERFACE):
     async def Prune(self, *, before_s: int) -> PruneReply:  # noqa: N802 - Varlink's spelling
         """Prune samples before an instant. For root and the daemon's own user."""
         return await self._source.prune(before_s)
+
+    @varlinkmethod
+    async def Report(self, *, since_s: int, side: str = "") -> ReportReply:  # noqa: N802
+        """What the device says of itself, sealed; `side` is the digest of what others say, hex."""
+        try:
+            digest = bytes.fromhex(side)
+        except ValueError as error:
+            raise UsageError("side: expected hex digits") from error
+        if len(digest) not in {0, 32}:
+            raise UsageError(f"side: expected a digest of 32 bytes, got {len(digest)}")
+        return await self._source.report(max(since_s, 0), digest)
 
 
 class ControlServer:

@@ -40,6 +40,7 @@ ROLES = {
     "CaseAcknowledge": _BOTH,
     "Relay": _BOTH,
     "RelaySet": _OPERATOR,  # a household's power is the distributor's to cut, and root's to try
+    "Report": _BOTH,
     "VaultList": _BOTH,
     "VaultTake": _BOTH,  # still sealed, and by the person's passphrase alone
     "VaultKeep": _OPERATOR,

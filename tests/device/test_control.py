@@ -27,6 +27,7 @@ from meterd.device.control import (
     LiveReading,
     PruneReply,
     RegistersReply,
+    ReportReply,
     StatusReply,
     groups_of,
     members_of,
@@ -174,6 +175,9 @@ class Meter(Doors):
     async def prune(self, before_s: int) -> PruneReply:
         self.pruned.append(before_s)
         return {"segments": 2, "bytes": 80}
+
+    async def report(self, since_s: int, side: bytes) -> ReportReply:
+        return {"report": f"{since_s:02x}{side.hex()}"}
 
 
 class Served:
