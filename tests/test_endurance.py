@@ -171,7 +171,7 @@ def live_within_bounds(folder: Path, pace: Pace) -> None:
 @pytest.mark.timeout(180)
 def test_h3_memory_descriptors_and_tasks_are_bounded_over_hours(tmp_path: Path) -> None:
     """Some hours in a minute; the bound is one that a leak in each line or block would pass."""
-    pace = Pace(speed=600, hours=7.5, every_s=450, trouble_s=5400, rss_kb_max=2048)
+    pace = Pace(speed=600, hours=7.5, every_s=450, trouble_s=5400, rss_kb_max=768)
     live_within_bounds(tmp_path, pace)
 
 

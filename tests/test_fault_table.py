@@ -470,6 +470,7 @@ def told_of(case: Case, fault: Fault) -> list[Event]:
 
 def go_wrong(case: Case, fault: Fault) -> Program:
     """Run it with the fault until it has said so, or has ended."""
+    peer = None
     with ExitStack() as stack:
         meter = stack.enter_context(running(case))
         if fault.code is not None:
@@ -480,12 +481,15 @@ def go_wrong(case: Case, fault: Fault) -> Program:
         if case.peer:
             command = ("--config", case.house.config, "--state", case.house.state)
             arguments = (sys.executable, "-c", IMPATIENT_PEER, "peer", *command)
-            stack.enter_context(Program(arguments))
+            peer = stack.enter_context(Program(arguments))
+            peer.hear("^broker_(lost|refused) .*(no connection|renew)")
         meter.hear(fault.message)
         if fault.led != "dark":
             until(lambda: f"led shows {fault.led}" in meter.lines, f"the LED: {meter.said}")
         case.house.ask()
         assert meter.stop() == 0
+        if peer is not None:
+            assert len(re.findall("^broker_", peer.said, flags=re.MULTILINE)) == 1, peer.said
     return meter
 
 

@@ -159,6 +159,25 @@ def test_s5_a_byte_of_the_parameter_record_stops_sealing_until_it_is_put_back(
     assert failed["code"] == ACCOUNT
 
 
+def test_a_credential_that_is_missing_is_named_until_it_is_put_back(device: Device) -> None:
+    """It may come back by itself, as a store that is mounted late: the unit tries on."""
+    before = stop(device)
+    kept = device.inside("/etc/credstore.encrypted/meterd.device")
+    aside = kept.rename(kept.with_suffix(".aside"))
+    machine = device.machine
+    try:
+        machine.run("systemctl", "start", "--no-block", METER)
+        machine.until(lambda: int(machine.shown(METER, "NRestarts")) >= 2, "it is tried again")
+        journal = ("journalctl", "--namespace=meterd", "--no-pager", "-o", "cat", "--lines=20")
+        said = machine.run(*journal, "-u", METER)
+    finally:
+        aside.rename(kept)
+    assert "the credential meterd.device is not there" in said
+    assert "put back /etc/credstore.encrypted/meterd.device" in said
+    assert device.account.kinds_of_events[before.events :] == []
+    assert goes_on(device, before).count("failed") == 1
+
+
 def test_s5_settings_with_a_mistake_stop_the_start_and_another_ratio_is_on_record(
     device: Device,
 ) -> None:
