@@ -539,7 +539,7 @@ def test_the_broker_finds_nothing_to_warn_of_in_its_settings(running: Street) ->
     assert any("version" in line for line in running.broker.said)
 
 
-def test_a_member_gets_in_by_its_certificate_over_tls_1_3(running: Street) -> None:
+def test_b1_a_member_gets_in_by_its_certificate_over_tls_1_3(running: Street) -> None:
     assert greet(running.broker.port, running.context("kitchen-12")) == ("TLSv1.3", WELCOME)
 
 
@@ -552,7 +552,9 @@ def test_a_member_gets_in_by_its_certificate_over_tls_1_3(running: Street) -> No
         pytest.param("broker", False, "alert", id="shows a certificate of a broker"),
     ],
 )
-def test_the_broker_turns_away_who(who: str, tls_1_2: bool, message: str, running: Street) -> None:
+def test_b1_the_broker_turns_away_who(
+    who: str, tls_1_2: bool, message: str, running: Street
+) -> None:
     context = running.context(who)
     if tls_1_2:
         context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -567,7 +569,7 @@ def revoke_here(street: Street, who: str) -> None:
     shutil.copy(street.broker.folder / "authority" / "root.crl", street.broker.folder / "root.crl")
 
 
-def test_the_broker_turns_away_a_revoked_certificate_after_a_restart(running: Street) -> None:
+def test_b1_the_broker_turns_away_a_revoked_certificate_after_a_restart(running: Street) -> None:
     assert greet(running.broker.port, running.context("barn-1"))[1] == WELCOME
     revoke_here(running, "barn-1")
     running.broker.stop()
@@ -578,7 +580,7 @@ def test_the_broker_turns_away_a_revoked_certificate_after_a_restart(running: St
     assert greet(running.broker.port, running.context("kitchen-12"))[1] == WELCOME
 
 
-def test_the_broker_turns_away_a_revoked_certificate_after_a_reload(
+def test_b1_the_broker_turns_away_a_revoked_certificate_after_a_reload(
     running: Street, join: Callable[..., Member]
 ) -> None:
     connected = join("barn-1")
@@ -597,7 +599,7 @@ def test_the_broker_turns_away_a_revoked_certificate_after_a_reload(
     assert not connected.ended.is_set()
 
 
-def test_a_member_writes_below_its_own_name_only_and_reads_all(
+def test_b2_a_member_writes_below_its_own_name_only_and_reads_all(
     join: Callable[..., Member],
 ) -> None:
     kitchen, shed = join("kitchen-12"), join("shed-3")
@@ -620,7 +622,9 @@ def test_a_member_writes_below_its_own_name_only_and_reads_all(
     assert shed.heard.empty()
 
 
-def test_a_name_that_is_no_members_can_neither_write_nor_read(join: Callable[..., Member]) -> None:
+def test_b2_a_name_that_is_no_members_can_neither_write_nor_read(
+    join: Callable[..., Member],
+) -> None:
     kitchen, nobody = join("kitchen-12"), join("nobody-9")
     assert nobody.welcome == "Success"
     nobody.subscribe("#")
@@ -634,7 +638,7 @@ def test_a_name_that_is_no_members_can_neither_write_nor_read(join: Callable[...
     assert nobody.heard.empty()
 
 
-def test_a_member_cannot_take_anothers_name_user_or_session(join: Callable[..., Member]) -> None:
+def test_b1_a_member_cannot_take_anothers_name_user_or_session(join: Callable[..., Member]) -> None:
     kitchen = join("kitchen-12")
     shed = join("shed-3", client_id="kitchen-12", user="kitchen-12")
     assert shed.publish("m/elm-street/kitchen-12/head") == "Not authorized"
@@ -643,7 +647,7 @@ def test_a_member_cannot_take_anothers_name_user_or_session(join: Callable[..., 
     assert not kitchen.ended.is_set()
 
 
-def test_a_last_will_keeps_to_the_members_own_branch_too(
+def test_b2_a_last_will_keeps_to_the_members_own_branch_too(
     running: Street, join: Callable[..., Member]
 ) -> None:
     listening = join("barn-1")
@@ -656,7 +660,7 @@ def test_a_last_will_keeps_to_the_members_own_branch_too(
     assert listening.hears() == ("m/elm-street/barn-1/head", b"x")
 
 
-def test_a_packet_that_is_too_long_ends_its_senders_line_and_no_others(
+def test_b3_a_packet_that_is_too_long_ends_its_senders_line_and_no_others(
     join: Callable[..., Member],
 ) -> None:
     kitchen, shed = join("kitchen-12"), join("shed-3")
@@ -694,7 +698,7 @@ def test_heads_sessions_and_what_waits_outlive_a_restart(running: Street) -> Non
     shed.close()
 
 
-def test_with_an_empty_list_of_rights_nobody_may_do_anything(street: Street) -> None:
+def test_b2_with_an_empty_list_of_rights_nobody_may_do_anything(street: Street) -> None:
     (street.broker.folder / "acl").write_text("")
     street.broker.start()
     street.broker.wait_for("running")
@@ -719,7 +723,7 @@ def _break(path: Path) -> None:
         pytest.param("broker.key", Path.unlink, id="key is missing"),
     ],
 )
-def test_the_broker_does_not_start_whose(
+def test_b2_the_broker_does_not_start_whose(
     name: str, happens: Callable[[Path], None], street: Street
 ) -> None:
     happens(street.broker.folder / name)

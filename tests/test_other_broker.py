@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.timeout(240)
-def test_a_street_over_nats_is_certified_and_outlives_its_broker(tmp_path: Path) -> None:
+def test_b4_a_street_over_nats_is_certified_and_outlives_its_broker(tmp_path: Path) -> None:
     with Street(tmp_path, broker="nats-server") as street:
         street.goes_on(1)
         street.is_certified()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,16 +53,30 @@ def test_a_killed_peer_process_goes_on(street: Street) -> None:
     house.start_peer()
 
 
-def test_a_killed_broker_loses_nothing(street: Street) -> None:
+def test_b4_a_killed_broker_loses_nothing(street: Street) -> None:
     street.end_broker(signal.SIGKILL)
     street.goes_on(1)
     street.start_broker()
 
 
-def test_a_broker_that_forgets_all_loses_nothing(street: Street) -> None:
+def test_b4_a_broker_that_forgets_all_loses_nothing(street: Street) -> None:
     street.end_broker(signal.SIGKILL)
     shutil.rmtree(street.folder / "data")
     street.start_broker()
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.soak)])
+def test_b4_a_broker_that_is_killed_over_and_over_loses_nothing(street: Street, times: int) -> None:
+    """In the midst of whatever it does; each second time its database is gone too."""
+    chance = random.Random(4)
+    for number in range(times):
+        street.end_broker(signal.SIGKILL)
+        if number % 2:
+            shutil.rmtree(street.folder / "data")
+        street.start_broker()
+        time.sleep(chance.uniform(0, 1.5))  # to be killed before, while and after they are back
+        if number % 10 == 9:  # now and then all has to come home
+            street.is_certified()
 
 
 def test_a_house_that_is_cut_off_is_certified_when_it_comes_back(street: Street) -> None:

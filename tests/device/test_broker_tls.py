@@ -38,7 +38,7 @@ def tls_mosquitto(tmp_path: Path, authority: Authority) -> Iterator[Mosquitto]:
         yield made
 
 
-def test_a_message_goes_over_tls_with_a_certificate(
+def test_b1_a_message_goes_over_tls_with_a_certificate(
     tls_mosquitto: Mosquitto, authority: Authority
 ) -> None:
     address = tls_address(tls_mosquitto.port, authority.ca, authority.issue("ann"))
@@ -85,7 +85,7 @@ def test_a_broker_that_wants_another_certificate_is_not_taken_for_an_old_one(
     play(scene)
 
 
-def test_a_broker_of_another_ca_is_refused(tls_mosquitto: Mosquitto, tmp_path: Path) -> None:
+def test_b1_a_broker_of_another_ca_is_refused(tls_mosquitto: Mosquitto, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Authority(tmp_path / "other", "other")
     address = tls_address(tls_mosquitto.port, other.ca, other.issue("ann"))
@@ -99,7 +99,7 @@ def test_a_broker_of_another_ca_is_refused(tls_mosquitto: Mosquitto, tmp_path: P
     play(scene)
 
 
-def test_a_broker_with_a_certificate_for_another_host_is_refused(authority: Authority) -> None:
+def test_b1_a_broker_with_a_certificate_for_another_host_is_refused(authority: Authority) -> None:
     tls = server_tls(authority.issue("broker", host="127.0.0.2"))
 
     async def scene() -> None:
@@ -112,7 +112,7 @@ def test_a_broker_with_a_certificate_for_another_host_is_refused(authority: Auth
     play(scene)
 
 
-def test_a_broker_that_speaks_tls_1_2_at_most_is_refused(authority: Authority) -> None:
+def test_b1_a_broker_that_speaks_tls_1_2_at_most_is_refused(authority: Authority) -> None:
     tls = server_tls(authority.issue("broker"))
     tls.maximum_version = ssl.TLSVersion.TLSv1_2
 
