@@ -212,6 +212,8 @@ class VaultDesk:
         known, now = await self._read(lambda vault: (_knows(vault, share.name), vault.version - 1))
         if now != version:
             raise BusyError("the vault was changed meanwhile", hint="do it again")
+        if known and not key:
+            raise UsageError(f"{share.name} is known: the passphrase before is needed")
         if known:
             await self._opened(share.name, key, uid)
 

@@ -239,6 +239,15 @@ def test_what_was_read_is_on_record_before_it_is_handed_out(desk: Desk) -> None:
         asyncio.run(desk.desk.taken("s-1", KEY.hex(), ["person"], 1000))
 
 
+def test_who_is_known_is_not_replaced_without_the_passphrase_before(desk: Desk) -> None:
+    fresh = new_share("s-1", QUICK, OTHER_KEY, draw).put(OTHER_KEY, "person", 2, b"", draw)
+    with pytest.raises(UsageError, match="the passphrase before is needed"):
+        asyncio.run(desk.keep(fresh, b""))
+    with pytest.raises(WrongPassphraseError):
+        asyncio.run(desk.keep(fresh, OTHER_KEY))
+    assert held(desk.state, KEY) == NAME
+
+
 def test_two_who_change_at_once_do_not_lose_a_record(desk: Desk) -> None:
     share = desk.share().put(KEY, "contract", 1, b"4711", draw)
     asyncio.run(put(desk))
