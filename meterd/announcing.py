@@ -39,7 +39,7 @@ KINDS = frozenset(
         *("case_acknowledged", "magnet", "magnet_gone", "pins_forgotten"),
         *("relay_ordered", "relay_confirmed"),
         *("clock_set", "clock_stepped", "clock_went_back"),
-        *("torn_tail", "checkpoint_lost", "recovered"),
+        *("torn_tail", "checkpoint_lost"),
     }
 )
 """What row E1 counts as a security event. Not orders, which everybody has; nor what happens day by

@@ -24,6 +24,7 @@ from meterd.authority.alarms import verify_alarm
 from meterd.authority.roster import found
 from meterd.config import load
 from meterd.ctl.broker_settings import acl_text
+from meterd.ctl.node import read_shown
 from meterd.device.mailbox import OUTBOX, Mailbox
 from meterd.init import enrol_keys, join_network
 from meterd.ledger.account import Genesis, Meter, Node
@@ -330,6 +331,11 @@ def test_e1_alarms_are_shown_once_over_restarts_of_either_side(street: Street) -
             one.move("27 low")
             neighbour.hear("neighbour_alarm meter=house-1 alarm=magnet ", deadline_s=SOON_S)
             assert "alarm=case" not in neighbour.said
+            assert neighbour.stop() == 0
+        (two.state / "line/peer.json").unlink()
+        told = two.peers()  # by its database, which knows the same
+        (shown,) = [each for each in told["alarms"] if each["name"] == "house-1"]
+        assert {"case", "magnet"} <= {each["alarm"] for each in shown["standing"]}
         for path in one.state.glob("peer.db*"):
             path.unlink()
         street.broker.kill()
@@ -471,3 +477,25 @@ def test_e1_alarms_are_nothing_to_a_meter_without_brokers(tmp_path: Path) -> Non
         meter.hear("port_opened")
         assert meter.stop() == 0
     assert not (house.state / "line").exists()
+
+
+@pytest.mark.parametrize(
+    "standing",
+    [
+        pytest.param([{"alarm": "case", "number": 7}], id="since no time"),
+        pytest.param([{"alarm": "case", "number": "7", "since_ms": 0}], id="an event in text"),
+        pytest.param([7], id="a number"),
+    ],
+)
+def test_what_is_no_alarm_is_not_shown_as_one(tmp_path: Path, standing: list[object]) -> None:
+    """The file is a peer process's, which may have been taken over: the database is shown."""
+    alarm = {"name": "house-1", "incarnation": 1, "number": 7, "wall_ms": 0}
+    alarm |= {"kind": "alarm", "alarm": "case", "untold": 0}
+    good = [{"alarm": "case", "number": 7, "since_ms": 0}]
+    told: dict[str, object] = {"name": "house-2", "network": NETWORK, "votes": True, "booted": True}
+    told |= dict.fromkeys(("epoch", "voters", "quorum", "faults_max", "order"), 1)
+    told |= {"brokers": [], "peers": [], "chains": [], "accused": [], "refused": [], "counts": {}}
+    for stands, shown in ((good, True), (standing, False)):
+        told["alarms"] = [alarm | {"standing": stands}]
+        (tmp_path / "peer.json").write_text(json.dumps(told))
+        assert (read_shown(tmp_path) is not None) == shown

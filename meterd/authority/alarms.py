@@ -109,7 +109,7 @@ class Alarms:
         self.last: dict[str, tuple[Alarm, bytes]] = {}
         self._kept = tuple(kept)
         self._allowances: dict[str, Allowance] = {}
-        self._again_ms = 0
+        self._again_ms: int | None = None  # before the first connection nobody would hear it
         self._letter = ""  # in which our meter's last one lies
         self._early = ""  # the last letter that came before an order that it rests on
 
@@ -217,10 +217,10 @@ class Alarms:
             return
         if not repeated:
             self._keep(alarm, alarmed.message)
+            self._say()
         if self._letter not in {"", alarmed.name}:
             node.out.append(Taken(self._letter))
         self._letter, self._early = alarmed.name, ""
-        self._say()
 
     def wants(self, name: str) -> bool:
         """Say whether a letter that was offered before is to be offered again."""
@@ -229,20 +229,18 @@ class Alarms:
     def _say(self) -> None:
         node = self._node
         known = self.last.get(node.meter)
-        if known is None:
-            return
-        node.out.append(Send(TOPIC, known[1], retain=True))
         self._again_ms = node.now.mono_ms + AGAIN_MS // 2 + node.jitter(AGAIN_MS)
+        if known is not None:
+            node.out.append(Send(TOPIC, known[1], retain=True))
 
     def connected(self) -> None:
         """A broker can be reached again: what it retained may be lost."""
-        self._again_ms = min(
-            self._again_ms, self._node.now.mono_ms + self._node.jitter(CONNECTED_MS)
-        )
+        at_ms = self._node.now.mono_ms + self._node.jitter(CONNECTED_MS)
+        self._again_ms = at_ms if self._again_ms is None else min(self._again_ms, at_ms)
 
     def turn(self) -> None:
         """Say it again, where it is time to."""
-        if self._node.now.mono_ms >= self._again_ms:
+        if self._again_ms is not None and self._node.now.mono_ms >= self._again_ms:
             self._say()
 
     # --- what is shown ----------------------------------------------------------------------

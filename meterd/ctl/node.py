@@ -264,6 +264,9 @@ def read_shown(line: Path) -> Shown | None:
             for entry in told[table]:
                 if not all(isinstance(entry[key], kind) for key, kind in row.items()):
                     return None
+        standing = [one for meter in told["alarms"] for one in meter["standing"]]
+        if not all(isinstance(one[key], kind) for one in standing for key, kind in _STANDING):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Shown(_plain(told), int(time.time() - written_s))
@@ -281,6 +284,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 _NUMBER = (int, type(None))
+_STANDING = (("alarm", str), ("number", int), ("since_ms", int))
 _SHAPE: dict[str, Any] = {
     "name": str,
     "network": str,
