@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.container.build import BASE
-from tests.container.device import ETC, STATE, Board, begin, deliver, enrol, wheel
+from tests.container.device import BROKER_UNIT, ETC, STATE, Board, begin, deliver, enrol, wheel
 from tests.container.machine import Machine, Tree
-from tests.container.test_units import BROKER_UNIT, METER, certified, journal
+from tests.container.test_units import METER, certified, journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
