@@ -275,7 +275,12 @@ def test_units_are_told_as_systemd_has_them(tmp_path: Path) -> None:
         "Id=meterd-prune.timer\nActiveState=active\nUnitFileState=enabled\n"
     )
     replies = {
-        "list-unit-files": "meterd-prune.timer enabled enabled\n",
+        "list-unit-files": (
+            "meterd.service enabled enabled\n"
+            "meterd-prune.service static -\n"
+            "meterd-logins.service disabled enabled\n"
+            "meterd-prune.timer enabled enabled\n"
+        ),
         "show": shown,
     }
     commands: list[tuple[str, ...]] = []
@@ -290,9 +295,9 @@ def test_units_are_told_as_systemd_has_them(tmp_path: Path) -> None:
     assert [(unit.name, unit.active, unit.restarts, unit.needed) for unit in units] == [
         ("meterd.service", "active", 2, True),
         ("meterd-peer.service", "inactive", 0, False),
-        ("meterd-prune.timer", "active", 0, True),
+        ("meterd-prune.timer", "active", 0, False),
     ]
-    assert commands[1][-1] == "meterd-prune.timer"
+    assert commands[1][-2:] == ("meterd-logins.service", "meterd-prune.timer")
     assert Machine(tmp_path, lambda *_: None).units(peer=True) == Unseen("systemd does not answer")
 
 

@@ -154,6 +154,20 @@ def test_a_device_that_is_well_has_nothing_but_good_findings() -> None:
             "is not installed",
             id="there is no unit",
         ),
+        pytest.param(
+            {"units": (Unit("meterd-prune.timer", "inactive", "enabled", 0, needed=False),)},
+            "unit meterd-prune.timer",
+            WARN,
+            "is inactive",
+            id="a timer does not run",
+        ),
+        pytest.param(
+            {"units": (Unit("meterd-prune.timer", "active", "disabled", 0, needed=False),)},
+            "unit meterd-prune.timer",
+            WARN,
+            "will not start by itself",
+            id="a timer is not enabled",
+        ),
         pytest.param({"settings": BAD}, "settings", FAIL, "wrong", id="settings have a mistake"),
         pytest.param(
             {"port": PORT._replace(there=False)}, "port", FAIL, "there is no", id="no port"
@@ -261,6 +275,9 @@ def test_a_device_that_is_well_has_nothing_but_good_findings() -> None:
             {"card": CARD._replace(options=("ro",))}, "card", FAIL, "read-only", id="read-only"
         ),
         pytest.param({"card": CARD._replace(kind="tmpfs")}, "card", FAIL, "tmpfs", id="in memory"),
+        pytest.param(
+            {"card": CARD._replace(kind="overlay")}, "card", WARN, "overlay", id="on a layer"
+        ),
         pytest.param({"card": CARD._replace(kind="vfat")}, "card", FAIL, "vfat", id="on FAT"),
         pytest.param({"card": CARD._replace(errors=3)}, "card", WARN, "3 errors", id="fs errors"),
         pytest.param(
@@ -373,6 +390,34 @@ def test_a_finding_where(changed: dict[str, Any], check: str, verdict: str, told
     assert all(each.todo for each in worst)
     others = [each for each in examine(well_but(**changed)) if each.verdict == FAIL]
     assert is_well(others) == (not others)
+
+
+@pytest.mark.parametrize(
+    ("changed", "check"),
+    [
+        pytest.param(daemon(alarms=["port: the board is silent"]), "alarms", id="an alarm stands"),
+        pytest.param({"port": PORT._replace(holders=("minicom (8)",))}, "port", id="a held port"),
+        pytest.param({"low_voltage": True}, "supply", id="low voltage by one of two alarms"),
+        pytest.param({"card": CARD._replace(sync_ms=-1)}, "sync", id="a sync that fails"),
+        pytest.param(
+            {"units": (Unit("meterd-peer.service", "inactive", "", 0, needed=False),)},
+            "unit meterd-peer",
+            id="a unit that is neither there nor needed",
+        ),
+    ],
+)
+def test_nothing_is_called_good_beside(changed: dict[str, Any], check: str) -> None:
+    found = examine(well_but(**changed))
+    assert [each for each in found if (each.check, each.verdict) == (check, OK)] == []
+
+
+def test_of_many_items_two_are_named() -> None:
+    wrong = ("/etc/a", "/etc/b", "/etc/c")
+    facts = well_but(locked=Locked(applied=True, items=9, wrong=wrong))
+    (found,) = (each for each in examine(facts) if each.check == "lockdown")
+    assert found.found == "3 of 9 items do not hold: /etc/a, /etc/b, …"
+    two = well_but(locked=Locked(applied=True, items=9, wrong=wrong[:2]))
+    assert any(each.found.endswith("/etc/a, /etc/b") for each in examine(two))
 
 
 def test_every_rule_is_broken_by_one_of_the_cases_above() -> None:

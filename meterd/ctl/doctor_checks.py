@@ -175,7 +175,7 @@ def _units(units: tuple[Unit, ...], _: Facts) -> Iterator[Finding]:
         elif unit.enabled not in {"enabled", "static", "generated", "alias"}:
             yield Finding(
                 check,
-                FAIL,
+                FAIL if unit.needed else WARN,
                 f"runs, and is {unit.enabled}: it will not start by itself",
                 f"`systemctl enable {unit.name}`",
             )

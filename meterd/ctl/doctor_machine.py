@@ -155,16 +155,14 @@ class Machine:
         """Return how our units are; `peer` says whether the peer process is needed."""
         if not self.has_systemd:
             return None
-        listed = self._ask(
-            "systemctl", "list-unit-files", "--plain", "--no-legend", "meterd-*.timer"
-        )
-        timers = [line.split()[0] for line in (listed or "").splitlines() if line.split()]
+        listed = self._ask("systemctl", "list-unit-files", "--plain", "--no-legend", "meterd*")
+        others = tuple(_beside(listed or ""))
         told = self._ask(
             "systemctl",
             "show",
             "--property=Id,ActiveState,UnitFileState,NRestarts",
             *UNITS,
-            *timers,
+            *others,
         )
         if told is None:
             return Unseen("systemd does not answer")
@@ -261,6 +259,16 @@ class Machine:
         )
 
 
+def _beside(listed: str) -> Iterator[str]:
+    """Yield our units besides `UNITS` that are to run by themselves: not those a timer starts."""
+    for line in listed.splitlines():
+        name, *states = line.split() or [""]
+        if name not in UNITS and (
+            name.endswith(".timer") or states[:1] in (["enabled"], ["disabled"])
+        ):
+            yield name
+
+
 def _units_in(told: str, *, peer: bool) -> Iterator[Unit]:
     for block in told.strip().split("\n\n"):
         fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -270,7 +278,7 @@ def _units_in(told: str, *, peer: bool) -> Iterator[Unit]:
             active=fields.get("ActiveState", ""),
             enabled=fields.get("UnitFileState", ""),
             restarts=int(fields.get("NRestarts") or 0),
-            needed=name != "meterd-peer.service" or peer,
+            needed=peer if name == "meterd-peer.service" else name in UNITS,
         )
 
 
