@@ -9,13 +9,14 @@ import sys
 import threading
 from contextlib import contextmanager
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meterd.ctl.doctor_facts import Unseen
 from meterd.ctl.doctor_machine import Machine
-from meterd.ctl.doctor_meter import certificate_ends_s, revoked_made_s
+from meterd.ctl.doctor_meter import certificate_ends_s, open_files, revoked_made_s
 from meterd.ctl.technician_commands import chosen
 from meterd.device.port import open_port
 from meterd.errors import EncodingError, UsageError
@@ -24,7 +25,6 @@ from tests.test_ctl import Ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -209,6 +209,25 @@ def test_a_technician_has_doctor_and_may_not_name_files() -> None:
     assert chosen("doctor --quick --json") == ("doctor", "--quick", "--json")
     with pytest.raises(UsageError, match="does not take '--config' here"):
         chosen("doctor --config /etc/shadow")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root sets the flag here")
+def test_segments_of_past_days_that_are_not_append_only_are_counted(tmp_path: Path) -> None:
+    segments = [tmp_path / stream / "1" for stream in ("samples", "events", "blocks")]
+    for path in segments:
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, (1, 1))
+    flagged = subprocess.run(["chattr", "+a", segments[0]], check=False, capture_output=True)
+    if flagged.returncode:
+        pytest.skip("this filesystem has no append-only files")
+    try:
+        assert open_files(tmp_path, 100.0) == 2
+        segments[1].touch()
+        assert open_files(tmp_path, 100.0) == 1
+    finally:
+        subprocess.run(["chattr", "-a", segments[0]], check=True)
+    assert open_files(Path("/proc/self/nothing"), 100.0) == 0
 
 
 # --- other computers ------------------------------------------------------------------------------

@@ -279,6 +279,12 @@ def test_a_device_that_is_well_has_nothing_but_good_findings() -> None:
             {"card": CARD._replace(kind="overlay")}, "card", WARN, "overlay", id="on a layer"
         ),
         pytest.param({"card": CARD._replace(kind="vfat")}, "card", FAIL, "vfat", id="on FAT"),
+        pytest.param(
+            {"card": CARD._replace(open_files=3)}, "card", WARN, "3 segments", id="open files"
+        ),
+        pytest.param(
+            {"card": CARD._replace(open_files=None)}, "card", WARN, "no append", id="no flags"
+        ),
         pytest.param({"card": CARD._replace(errors=3)}, "card", WARN, "3 errors", id="fs errors"),
         pytest.param(
             {"card": CARD._replace(free_bytes=64_000_000)}, "card", FAIL, "is full", id="full"

@@ -514,6 +514,16 @@ def _card(card: Card, _: Facts) -> Iterator[Finding]:
         yield Finding("card", WARN, f"room for {card.inodes_free} more files only", hint)
     else:
         yield Finding("card", OK, told)
+    if card.open_files is None:
+        hint = "put the account on ext4: there whoever runs as meterd cannot shorten the past"
+        yield Finding("card", WARN, f"{card.kind} keeps no append-only files", hint)
+    elif card.open_files:
+        yield Finding(
+            "card",
+            WARN,
+            f"{card.open_files} segments of past days are not append-only",
+            "see that the daily timer runs: `systemctl list-timers 'meterd-*'`",
+        )
     if isinstance(card.sync_ms, Unseen):
         yield Finding("sync", UNKNOWN, card.sync_ms.reason, "run it with sudo")
     elif card.sync_ms < 0:

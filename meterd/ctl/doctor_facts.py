@@ -114,6 +114,8 @@ class Card(NamedTuple):
         bytes_a_day: That samples take by the settings.
         reserve_bytes: Kept free of samples.
         sync_ms: How long a small write and its fsync took; Unseen where this user may not write.
+        open_files: Segments older than two days that are not append-only; None where the
+            filesystem has no such flag.
     """
 
     free_bytes: int
@@ -125,6 +127,7 @@ class Card(NamedTuple):
     bytes_a_day: int
     reserve_bytes: int
     sync_ms: int | Unseen
+    open_files: int | None = 0
 
 
 class Verdict(NamedTuple):

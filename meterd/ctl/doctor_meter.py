@@ -6,6 +6,8 @@ the card still takes any, is to a file without a name.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib.util
 import os
 import platform
@@ -13,6 +15,7 @@ import select
 import socket
 import ssl
 import stat
+import struct
 import time
 from collections import Counter
 from pathlib import Path
@@ -52,6 +55,7 @@ from meterd.device.secret import BOARD_FILE, DEVICE, STORE, find_device_key
 from meterd.device.vault import VAULT, StoredVault
 from meterd.errors import BusyError, DeniedError, EncodingError, MeterdError
 from meterd.ledger.row import row_bytes
+from meterd.ledger.segment import STREAMS
 from meterd.metering.board import BoardDecoder
 from meterd.software import check_installed, software_id
 
@@ -67,6 +71,9 @@ VISITS = frozenset({"technician_entered"})  # kinds of events that tell of one
 SSHD = "etc/ssh/sshd_config.d/10-meterd.conf"
 SSH_FOLDER = "etc/meterd/ssh"
 MILLISECONDS_A_DAY = 86_400_000
+FLAGGED_AFTER_S = 2 * 86_400  # the timer that sets the flag comes once a day
+_GET_FLAGS, _APPEND_ONLY = 0x8008_6601, 0x20  # linux/fs.h, for 64 bits
+_NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL})
 _KRL_MAGIC = b"SSHKRL\n\0"  # OpenSSH's PROTOCOL.krl: then format (4), number (8), made at (8)
 _KRL_HEAD_BYTES = 28
 _DER_SEQUENCE, _DER_VERSION, _DER_TIMES = 0x30, 0xA0, (0x17, 0x18)
@@ -246,7 +253,28 @@ def _card(where: Where, settings: Settings | None) -> Card | Unseen | None:
         bytes_a_day=MILLISECONDS_A_DAY // polling_ms * row_bytes(used),
         reserve_bytes=settings.log.reserve_mb * 1_000_000 if settings else 0,
         sync_ms=_sync_ms(where.state),
+        open_files=open_files(where.state, time.time() - FLAGGED_AFTER_S),
     )
+
+
+def open_files(state: Path, before_s: float) -> int | None:
+    """Return how many segments written before an instant are not append-only (ioctl_iflags(2)).
+
+    None where the filesystem has no such flag; what this user may not read is not counted.
+    """
+    found = 0
+    for path in (path for stream in STREAMS for path in (state / stream).glob("*")):
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mtime >= before_s:
+                    continue
+                [flags] = struct.unpack("l", fcntl.ioctl(file.fileno(), _GET_FLAGS, bytes(8)))
+        except OSError as error:
+            if error.errno in _NO_FLAGS:
+                return None
+            continue
+        found += not flags & _APPEND_ONLY
+    return found
 
 
 def _mount_of(where: Where, device: int) -> tuple[str, tuple[str, ...], str]:
