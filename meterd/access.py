@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from typing import TYPE_CHECKING
 
 from meterd.device.systemd import log_event
@@ -22,11 +23,12 @@ from meterd.pins import EVENT_EVERY_MS, EVENTS_AT_ONCE, Ration
 if TYPE_CHECKING:
     from meterd.bookkeeper import Bookkeeper
     from meterd.device.clock import Clock
-    from meterd.device.control_access import Technician
+    from meterd.device.control_access import Refused, Technician
     from meterd.ledger.event import Details
 
 LETTERS_MAX = 400  # of any text that a caller brings: a line of a session has no more
 SERIAL_MAX = 2**64 - 1  # sshd's own
+KNOWN_MAX = 64  # refused connections that are known again, should the watcher repeat its last
 SECONDS_MAX = 2**40  # the year 36812
 ACCOUNTS = frozenset({"technician", "root", "other"})
 _REASON = re.compile(r"[a-z_]{1,32}")
@@ -46,6 +48,7 @@ class Access:
         """Begin with all of each ration."""
         self._book, self._clock, self._logger = book, clock, logger
         self._refusals, self._visits = Ration(), Ration()
+        self._known = deque[str](maxlen=KNOWN_MAX)
         self._inside = 0
         self.untold = 0
         self._last: Details = ()
@@ -82,12 +85,13 @@ class Access:
         self._take("commands")
         self._event("technician_command", details)
 
-    def refused(self, account: str, reason: str, source: str, at_s: int) -> bool:
+    def refused(self, who: Refused) -> bool:
         """Append, or count, that somebody was not let in; return whether it is an event.
 
         Raises:
             UsageError: A word is none of ours.
         """
+        key, account, reason, source, at_s = who
         if account not in ACCOUNTS or not _REASON.fullmatch(reason):
             raise UsageError(f"no refusal is called {account[:20]!r}, {reason[:20]!r}")
         if not 0 <= at_s <= SECONDS_MAX:
@@ -96,6 +100,9 @@ class Access:
             *(("account", account), ("reason", reason)),
             *(("source", _plain(source)), ("at_s", at_s)),
         )
+        if _plain(key) in self._known:
+            return True
+        self._known.append(key)
         if self.untold or not self._refusals.take(self._now_ms()):
             self.untold, self._last = self.untold + 1, details
             return False

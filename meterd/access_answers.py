@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from meterd.access import as_details
 
 if TYPE_CHECKING:
-    from meterd.device.control_access import Acknowledged, RelayReply, Technician, Told
+    from meterd.device.control_access import Acknowledged, Refused, RelayReply, Technician, Told
     from meterd.meter import Meter
 
 
@@ -32,9 +32,9 @@ class AccessAnswers:
         self._meter.access.command(who, command)
         return await self._recorded()
 
-    async def login_refused(self, account: str, reason: str, source: str, at_s: int) -> Told:
+    async def login_refused(self, refused: Refused) -> Told:
         """Record, or count, that somebody was not let in."""
-        if not self._meter.access.refused(account, reason, source, at_s):
+        if not self._meter.access.refused(refused):
             return {"recorded": False}
         return await self._recorded()
 

@@ -182,7 +182,7 @@ class Doors:
         if text.startswith("Timeout"):
             connection.reason = connection.reason or "timeout"
         elif _WITH_USER.search(text):
-            connection.reason = connection.reason or "nothing_shown"
+            connection.reason = connection.reason or "key"  # none was shown that could count
         return self._end(pid, line.at_s)
 
     def _end(self, pid: int, at_s: int) -> list[Refusal]:
@@ -202,7 +202,8 @@ class Doors:
 def _account(text: str, connection: _Connection) -> str:
     """Return which account a line is about; empty where it says nothing of one.
 
-    The name is all that stands between two texts which are known: it cannot pretend to end early.
+    The name is what stands between two texts that are known; the worst that one can spell is
+    another of the three words.
     """
     end = re.escape(f"{connection.source} port {connection.port}")
     for pattern in (
@@ -212,7 +213,5 @@ def _account(text: str, connection: _Connection) -> str:
         rf"(User )(.*) from {re.escape(connection.source)} not allowed because .*",
     ):
         if found := re.fullmatch(pattern, text):
-            known = not (found[1] or "").endswith("invalid user ")
-            name = found[2]
-            return name if known and name in {TECHNICIAN, ROOT} else OTHER
+            return found[2] if found[2] in {TECHNICIAN, ROOT} else OTHER
     return ""

@@ -1,12 +1,14 @@
 """`meterd-logins`: reads in sshd's journal who was not let in, and has the meter's account say so.
 
-Each refused connection is told once, over restarts of this program and of the meter: the place to
-read on from is kept once the meter has answered. It is kept in memory, as long as the boot lasts;
-what was not told when the power failed is in the journal alone.
+Each refused connection is told once, over restarts of this program or of the meter: the place to
+read on from is kept once the meter has answered, and the meter knows again what it was told. Only
+where both end between the two is it told twice. The place is kept in memory, as long as the boot
+lasts; what was not told when the power failed is in the journal alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -27,14 +29,17 @@ from meterd.login_lines import Doors, decode_line
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
     from types import FrameType
+
+    from meterd.login_lines import Refusal
 
 UNITS = ("ssh.service", "sshd.service")  # Debian's name, and everybody else's
 FIELDS = ("MESSAGE", "SYSLOG_IDENTIFIER", "_PID", "_UID", "_BOOT_ID")
 KEPT_NAME = "read"
 KEPT_BYTES_MAX = 65_536
 WAITS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # for a meter that does not answer; the last for good
+ANSWER_S_MAX = 10.0  # of the meter, whose card may stall; a stop waits for it
 EPILOG = """\
 examples:
   meterd-logins
@@ -81,14 +86,13 @@ def follow(options: argparse.Namespace) -> int:
     """
     signal.signal(signal.SIGTERM, _end)
     logger = journal_logger()
-    doors, client = _read(options.kept), ControlClient(options.socket)
-    for data in _lines(doors.cursor):
-        line = decode_line(data)
-        refusals = doors.receive(line) if line else []
-        for refusal in refusals:
-            _tell(client, logger, refusal._asdict())
-        if refusals:
-            _keep(options.kept, doors)
+    doors, client = _read(options.kept), ControlClient(options.socket, timeout_s=ANSWER_S_MAX)
+    with contextlib.closing(_lines(doors.cursor)) as lines:
+        for data in lines:
+            line = decode_line(data)
+            refusals = doors.receive(line) if line else []
+            if refusals:
+                _deliver(client, logger, refusals, lambda: _keep(options.kept, doors))
     raise AbsentError("journalctl has ended", hint="see `journalctl -u systemd-journald`")
 
 
@@ -96,7 +100,7 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _lines(cursor: str) -> Iterator[bytes]:
+def _lines(cursor: str) -> Generator[bytes, None, None]:
     """Yield what sshd says, a line of JSON each, from behind `cursor` on, else since the boot."""
     program = shutil.which("journalctl")
     if program is None:
@@ -115,24 +119,46 @@ def _lines(cursor: str) -> Iterator[bytes]:
             journal.terminate()
 
 
-def _tell(client: ControlClient, logger: logging.Logger, refusal: dict[str, str | int]) -> None:
-    """Have the meter record one refusal; wait for it as long as it takes."""
-    about = {name: value for name, value in refusal.items() if name != "key"}
+def _deliver(
+    client: ControlClient,
+    logger: logging.Logger,
+    refusals: list[Refusal],
+    keep: Callable[[], None],
+) -> None:
+    """Have the meter record refusals, and keep that it has; wait for it as long as it takes."""
     waits = iter(WAITS_S)
     wait_s = 0.0
     while True:
-        try:
-            client.call("LoginRefused", **about)
-        except (AbsentError, BusyError, StorageError) as error:
-            if not wait_s:
-                log_event(logger, logging.WARNING, "meter_absent", reason=error, hint=error.hint)
-            wait_s = next(waits, WAITS_S[-1])
-            time.sleep(wait_s)
-        except UsageError as error:
-            log_event(logger, logging.WARNING, "refusal_not_taken", reason=error, **about)
-            return
-        else:
-            return
+        with _undisturbed():
+            try:
+                for refusal in refusals:
+                    _tell(client, logger, refusal)
+            except (AbsentError, BusyError, StorageError) as error:
+                if not wait_s:
+                    log_event(logger, logging.WARNING, "meter_absent", reason=error)
+            else:
+                keep()
+                return
+        wait_s = next(waits, WAITS_S[-1])
+        time.sleep(wait_s)
+
+
+def _tell(client: ControlClient, logger: logging.Logger, refusal: Refusal) -> None:
+    about = refusal._asdict()
+    try:
+        client.call("LoginRefused", **about)
+    except UsageError as error:
+        log_event(logger, logging.WARNING, "refusal_not_taken", reason=error, **about)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a stop wait until what was told is kept, too: else it would be told once more."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _read(path: Path) -> Doors:

@@ -88,6 +88,7 @@ NO_BROKER_S = 60.0  # without any: shorter is a restart, of it or of ours
 OUTBOX_FILES_MAX = 128  # blocks lie there until they are certified, 64 of them; and questions
 SHOWN_S = 2.0
 PEER_FILE = "peer.json"
+SHOWN_MODE = 0o644  # brokers and chains are no secret on their own device; all else of the line is
 STATUS_CONTEXT = "meterd/status/v1"
 LEVELS = (logging.INFO, logging.WARNING, logging.ERROR)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -592,6 +593,7 @@ class Peer:
         fresh = self._shown.with_name(f".{PEER_FILE}")
         try:
             fresh.write_text(json.dumps(shown))
+            fresh.chmod(SHOWN_MODE)
             fresh.replace(self._shown)
         except OSError as error:
             log_event(self._logger, logging.WARNING, "not_shown", reason=str(error))

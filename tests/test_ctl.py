@@ -35,6 +35,7 @@ from meterd.init import create_account, read_genesis
 from meterd.ledger.encoding import take_apart, verify_seal
 from meterd.replay import Line, Replay
 from tests.accounts import SALT_SEED, SEED, QuietCard, config_text, replay_lines, settings_of
+from tests.doors import Doors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -823,10 +824,11 @@ LIVE: LiveReading = {
 }
 
 
-class Daemon:
+class Daemon(Doors):
     """What the control socket of a running daemon would tell."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pruned: list[int] = []
 
     def status(self) -> StatusReply:

@@ -49,6 +49,24 @@ class Technician(NamedTuple):
     serial: int
 
 
+class Refused(NamedTuple):
+    """Who was not let in.
+
+    Attributes:
+        key: Tells this connection from every other, so that it counts once.
+        account: `technician`, `root` or `other`.
+        reason: A word of `[a-z_]`.
+        source: Address.
+        at_s: When, Unix seconds.
+    """
+
+    key: str
+    account: str
+    reason: str
+    source: str
+    at_s: int
+
+
 class AccessSource(Protocol):
     """Who takes it. A MeterdError that it raises reaches the client as that error."""
 
@@ -64,8 +82,8 @@ class AccessSource(Protocol):
         """Record a command that changes something, before it does."""
         ...
 
-    async def login_refused(self, account: str, reason: str, source: str, at_s: int) -> Told:
-        """Record, or count, that somebody was not let in, and when: Unix seconds."""
+    async def login_refused(self, refused: Refused) -> Told:
+        """Record, or count, that somebody was not let in; a key that is known does nothing."""
         ...
 
     async def case_acknowledge(self, who: Technician) -> Acknowledged:
@@ -104,10 +122,10 @@ class AccessMethods:
 
     @varlinkmethod
     async def LoginRefused(  # noqa: N802
-        self, *, account: str, reason: str, source: str, at_s: int
+        self, *, key: str, account: str, reason: str, source: str, at_s: int
     ) -> Told:
         """Somebody was not let in: `technician`, `root`, `other`; a word why; an address; when."""
-        return await self._source.login_refused(account, reason, source, at_s)
+        return await self._source.login_refused(Refused(key, account, reason, source, at_s))
 
     @varlinkmethod
     async def CaseAcknowledge(self, *, certificate: str = "", serial: int = 0) -> Acknowledged:  # noqa: N802

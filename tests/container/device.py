@@ -43,9 +43,7 @@ certificate = "{ETC}/mqtt.pem"
 key = "/run/credentials/meterd-peer.service/meterd.tls"
 """
 UNITS = (
-    "meterd.service",
-    "meterd-board.service",
-    "meterd-peer.service",
+    *("meterd.service", "meterd-peer.service", "meterd-board.service", "meterd-logins.service"),
     "run-meterd.line.mount",
 )
 BROKER_UNIT = """\

@@ -330,7 +330,8 @@ def test_a2_no_environment_rc_file_or_agent_comes_in(
         device.until(lambda: bool(processes(device, "meterctl")), "its process")
         [of_command] = processes(device, "meterctl")
         [of_session] = processes(device, "meterd-session")
-        assert set(of_command) == {"PATH", "LANG", "TERM"}
+        assert set(of_command) == {"PATH", "LANG", "TERM", "METERD_TECHNICIAN"}
+        assert of_command["METERD_TECHNICIAN"] == "roomy/108"
         assert not set(of_session) & {"SSH_AUTH_SOCK", "DISPLAY", *planted[:5]}
         assert (of_session["LANG"], of_session["LC_ALL"]) == ("C.UTF-8", "C.UTF-8")
     finally:

@@ -43,6 +43,7 @@ from meterd.errors import (
     StorageError,
     UsageError,
 )
+from tests.doors import Doors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
     from asyncvarlink import FileDescriptorArray
 
-    from meterd.device.control_access import Acknowledged, RelayReply, Technician, Told
 
 PATIENCE_S = 20.0  # only a failing test waits this long
 
@@ -101,40 +101,6 @@ def event(number: int) -> EventRecord:
         "kind": "port_lost",
         "details": {"port": "/dev/ttyAMA0"},
     }
-
-
-class Doors:
-    """The part of a source that is about doors; what it was told can be looked at."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[object, ...]] = []
-
-    async def login(self, who: Technician, key: str, source: str) -> Told:
-        self.told.append(("login", who, key, source))
-        return {"recorded": True}
-
-    async def left(self, who: Technician, source: str) -> Told:
-        self.told.append(("left", who, source))
-        return {"recorded": True}
-
-    async def command(self, who: Technician, command: str) -> Told:
-        self.told.append(("command", who, command))
-        return {"recorded": True}
-
-    async def login_refused(self, account: str, reason: str, source: str, at_s: int) -> Told:
-        self.told.append(("login_refused", account, reason, source, at_s))
-        return {"recorded": False}
-
-    async def case_acknowledge(self, who: Technician) -> Acknowledged:
-        self.told.append(("case_acknowledge", who))
-        return {"stood": True}
-
-    def relay(self) -> RelayReply:
-        return {"wished": "closed", "state": "closed"}
-
-    async def relay_set(self, who: Technician, *, closed: bool) -> RelayReply:
-        self.told.append(("relay_set", who, closed))
-        return self.relay()
 
 
 class Meter(Doors):

@@ -26,7 +26,13 @@ PARAMETERS: dict[str, dict[str, object]] = {
     "Login": {**ABOUT, "key": "SHA256:x", "source": "192.0.2.7"},
     "Left": {**ABOUT, "source": "192.0.2.7"},
     "Command": {**ABOUT, "command": "case ack"},
-    "LoginRefused": {"account": "root", "reason": "key", "source": "192.0.2.7", "at_s": 1},
+    "LoginRefused": {
+        "key": "1",
+        "account": "root",
+        "reason": "key",
+        "source": "192.0.2.7",
+        "at_s": 1,
+    },
     "Prune": {"before_s": 7},
     "RelaySet": {"closed": True},
 }
