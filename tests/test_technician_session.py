@@ -367,6 +367,101 @@ def test_a5_a_command_that_does_not_end_by_itself_has_a_result(outcome: BaseExce
     assert desk.journal.lines[-1].endswith(f"result={type(outcome).__name__}")
 
 
+class Account:
+    """A daemon that takes what it is told, while it is there."""
+
+    def __init__(self, *, there: bool = True) -> None:
+        self.there = there
+        self.told: list[tuple[str, dict[str, object]]] = []
+
+    def tell(self, method: str, **about: object) -> None:
+        if not self.there:
+            raise AbsentError("no meterd answers")
+        self.told.append((method, about))
+
+    @property
+    def methods(self) -> list[str]:
+        return [method for method, _ in self.told]
+
+
+def visit(account: Account, *, outcome: int = 0) -> Desk:
+    desk = Desk(outcome=outcome)
+    desk.session._tell = account.tell
+    return desk
+
+
+NAMED = {"certificate": "jo@grid-co", "serial": 17}
+
+
+def test_e1_the_account_is_told_of_a_session_after_the_journal() -> None:
+    account = Account()
+    desk = visit(account)
+    desk.session.enter()
+    assert desk.journal.lines == [f"technician_entered {WHO}"]
+    assert account.told == [("Login", {**NAMED, "key": fingerprint(JO.key), "source": "192.0.2.7"})]
+    desk.session.do("status")
+    desk.session.leave()
+    assert account.told[1:] == [("Left", {**NAMED, "source": "192.0.2.7"})]
+
+
+def test_a5_what_changes_something_is_in_journal_and_account_before_it_is_done() -> None:
+    account = Account()
+    desk = visit(account)
+    desk.session.enter()
+    told_before: list[int] = []
+
+    def perform(_: tuple[str, ...]) -> int:
+        told_before.append(len(account.told))
+        return 0
+
+    desk.session._perform = perform
+    assert desk.session.do("case ack --json") == 0
+    assert account.told[1] == ("Command", {**NAMED, "command": "case ack --json"})
+    assert told_before == [2]
+    assert [line.split()[0] for line in desk.journal.lines[1:]] == [
+        "technician_command",
+        "technician_result",
+    ]
+
+
+def test_a5_without_a_daemon_a_session_looks_and_changes_nothing() -> None:
+    account = Account(there=False)
+    desk = visit(account)
+    desk.session.enter()
+    assert desk.session.do("status") == 0
+    with pytest.raises(AbsentError, match="no event of this session: no meterd answers"):
+        desk.session.do("case ack")
+    desk.session.leave()
+    assert [arguments for arguments, _ in desk.done] == [("status",)]
+    words = [line.split()[0] for line in desk.journal.lines]
+    assert words.count("technician_unrecorded") == 1, "told once, however often it is tried"
+    assert desk.journal.lines[-2].endswith("result=AbsentError")
+    assert account.told == []
+
+
+def test_e1_the_account_is_told_once_a_daemon_is_there() -> None:
+    account = Account(there=False)
+    desk = visit(account)
+    desk.session.enter()
+    account.there = True
+    for line in ("status", "case ack", "status"):
+        assert desk.session.do(line) == 0
+    assert account.methods == ["Login", "Command"]
+    account.there = False
+    desk.session.leave()
+    assert desk.journal.lines[-1].startswith("technician_left")
+
+
+def test_a5_what_the_account_does_not_take_is_not_done() -> None:
+    account = Account()
+    desk = visit(account)
+    desk.session.enter()
+    account.there = False
+    with pytest.raises(AbsentError):
+        desk.session.do("case ack")
+    assert desk.done == []
+
+
 @pytest.fixture
 def datagrams(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
     """A journal's socket."""
