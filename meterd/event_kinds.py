@@ -64,6 +64,14 @@ KINDS = {
     "key_gone": Kind("key", "a sealing key is held no more"),
     "key_rotated": Kind("key", "an order has put another sealing key in force"),
     "order": Kind("order", "an order of the distributor is in force, with its certificate"),
+    "commissioned": Kind("configuration", "taken into service: parameters change by command alone"),
+    "failed": Kind("stop", "an earlier run ended, or did not start, by a failure that is named"),
+    # --- whose data, by pseudonym ---
+    "vault_put": Kind("configuration", "a person's record was kept in the vault"),
+    "vault_read": Kind("login", "a person's records were asked for, with the passphrase"),
+    "vault_refused": Kind("failed login", "they were asked for with a wrong passphrase"),
+    "vault_rotated": Kind("key", "a key of the vault was drawn anew"),
+    "vault_erased": Kind("key", "a person's key was destroyed, and the records with it"),
     # --- hands on the meter ---
     "case_opened": Kind("tamper", "the case was opened"),
     "case_closed": Kind("tamper", "the case was closed"),
@@ -95,6 +103,8 @@ KINDS = {
     "port_lost": Kind(METERING, "the board's port is lost: see the cable"),
     "port_silent": Kind(METERING, "the board says nothing"),
     "port_speaks": Kind(METERING, "the board speaks again"),
+    # --- the network, by the peer process's word ---
+    "peer_says": Kind(METERING, "what the peer process claims of the network"),
     # --- alarms: their class is the alarm's ---
     "alarm": Kind(METERING, "an alarm stands, named in `alarm`"),
     "alarm_over": Kind(METERING, "that alarm stands no more"),
@@ -115,6 +125,10 @@ ALARMS = {
     "software_changed": "update",
     "neighbours": "order",
     "port": "tamper",  # the board is part of the meter: whoever unplugs it stops the counting
+    "parameters": "configuration",
+    "undervoltage": METERING,
+    "no_broker": METERING,
+    "certificate_expired": "key",
     "frozen": METERING,
     "adaptor_out": METERING,
     "cadence": METERING,

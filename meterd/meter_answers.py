@@ -154,6 +154,8 @@ class Answers(AccessAnswers):
     async def events(self, since: int) -> AsyncIterator[EventRecord]:
         """Yield each event numbered `since` or more: from the card, then as they come."""
         with self._events.listener() as coming:
+            if self._meter.port_state != "closed":  # before, a start that fails leaves no trace
+                await self._meter.flush()  # so that nothing is neither on the card nor to come
             last = since - 1
             async for event in self._stored_events(since):
                 last = event.number

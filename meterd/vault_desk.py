@@ -11,7 +11,7 @@ Neither a passphrase nor anything personal comes in here: what passes through is
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, TypeVar
 
@@ -218,7 +218,7 @@ class VaultDesk:
             await self._opened(share.name, key, uid)
 
         def change(vault: Vault) -> tuple[Vault, bool]:
-            return adopt(vault, share, secrets.token_bytes)
+            return adopt(vault, share, os.urandom)
 
         written, other_key = await self._write(change)
         purposes = [record.purpose for record in share.records]
@@ -227,7 +227,7 @@ class VaultDesk:
         return await self._changed(kind, about[: 1 if other_key else 2], written, uid, purposes)
 
     async def _rotate(self, uid: int) -> VaultChangeReply:
-        written, _ = await self._write(lambda vault: (vault.rooted(secrets.token_bytes), True))
+        written, _ = await self._write(lambda vault: (vault.rooted(os.urandom), True))
         return await self._changed(vault_events.ROTATED, (), written, uid, [])
 
     async def _erase(self, subject: str, uid: int) -> VaultChangeReply:
@@ -235,7 +235,7 @@ class VaultDesk:
             if vault.subject(subject).passphrase is None:
                 raise VaultRefusedError(f"{subject} is a part of the device: it is not erased")
             purposes = [one.purpose for one in vault.records if one.subject == subject]
-            return vault.without(subject, secrets.token_bytes), purposes
+            return vault.without(subject, os.urandom), purposes
 
         written, purposes = await self._write(change)
         self._guesses.right(subject)

@@ -135,7 +135,14 @@ def test_e1_a_connection_is_refused_once_that_shows(
 @pytest.mark.parametrize(
     "texts",
     [
-        pytest.param((KEY, f"Accepted publickey for technician from {FROM} ssh2"), id="enters"),
+        pytest.param(
+            (
+                *(KEY, f"Accepted publickey for technician from {FROM} ssh2"),
+                f"Received disconnect from {FROM}:11: disconnected by user",
+                f"Disconnected from user technician {FROM}",
+            ),
+            id="enters",
+        ),
         pytest.param((f"Connection closed by {FROM} [preauth]",), id="only looks"),
         pytest.param((f"banner exchange: Connection from {FROM}: invalid format",), id="babbles"),
         pytest.param((KEY,), id="has not ended"),

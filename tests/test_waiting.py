@@ -491,7 +491,7 @@ class Answering:
     stopped, recovered, free, waits, order = "", (), False, "", (0, bytes(32))
 
     def __init__(self, book: Bookkeeper) -> None:
-        self.book, self.height = book, book.chain.head.height
+        self.book, self.height, self.chain = book, book.chain.head.height, book.chain
         self.asked_ms: int | None = None
         self.sealed = False
 

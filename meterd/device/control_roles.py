@@ -72,7 +72,7 @@ class RoleRegistry(VarlinkInterfaceRegistry):
     """The interfaces as one role sees them: what it may not call is refused before it is read."""
 
     def __init__(self, role: str) -> None:
-        """Let `role` call what the list says, and all of the interface that describes the others."""
+        """Let `role` call what the list says, and whatever describes our interfaces."""
         super().__init__()
         self._role = role
 

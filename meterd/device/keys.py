@@ -13,7 +13,6 @@ A SigningKey must never be formatted: its `str` is the seed.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from itertools import count
 from pathlib import Path
@@ -160,9 +159,9 @@ def take_in(state: Path, device: bytes) -> int:
                 hint="one of both is another meter's: move that away",
             )
         if not before:
-            vault = vault.with_subject(SUBJECT, secrets.token_bytes)
+            vault = vault.with_subject(SUBJECT, os.urandom)
             for number, key in enumerate(keys, start=1):
-                vault = vault.put(SUBJECT, f"seal-{number}", bytes(key), secrets.token_bytes)
+                vault = vault.put(SUBJECT, f"seal-{number}", bytes(key), os.urandom)
             stored.keep(vault)
     for path in reversed(files):  # the first last: without it none of the others is looked for
         path.unlink()
@@ -191,8 +190,8 @@ def _put(state: Path, device: bytes, number: int, seed: bytes) -> SigningKey:
     with StoredVault(state, device) as stored:
         vault = stored.vault
         if all(subject.name != SUBJECT for subject in vault.subjects):
-            vault = vault.with_subject(SUBJECT, secrets.token_bytes)
-        stored.keep(vault.put(SUBJECT, f"seal-{number}", seed, secrets.token_bytes))
+            vault = vault.with_subject(SUBJECT, os.urandom)
+        stored.keep(vault.put(SUBJECT, f"seal-{number}", seed, os.urandom))
     return key
 
 

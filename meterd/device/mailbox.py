@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import stat
 from contextlib import suppress
@@ -176,5 +175,7 @@ class Mailbox:
         try:
             path.unlink(missing_ok=True)
         except OSError:  # a folder: nobody of ours makes one
+            import shutil  # 0.4 MB, and wanted almost never
+
             with suppress(RecursionError):  # one that is too deep stays, and counts as one file
                 shutil.rmtree(path, ignore_errors=True)

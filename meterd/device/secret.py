@@ -12,7 +12,6 @@ Root has both outside of a unit as well, by asking systemd-creds.
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +103,7 @@ def _draw(store: Path, path: Path) -> bytes:
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh.unlink(missing_ok=True)
-        secret = secrets.token_bytes(KEY_BYTES)
+        secret = os.urandom(KEY_BYTES)
         _creds("encrypt", "-", str(fresh), said=secret)
         fresh.chmod(0o600)
         with fresh.open("rb") as file:

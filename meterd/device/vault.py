@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import stat
 from typing import TYPE_CHECKING, Self
 
@@ -121,7 +120,7 @@ def changes(folder: Path, vault: Vault, before: list[Path]) -> list[Operation]:
         vault: What shall be there.
         before: The contents that are there.
     """
-    files, content = vault.close(secrets.token_bytes), folder / CONTENT.format(vault.version)
+    files, content = vault.close(os.urandom), folder / CONTENT.format(vault.version)
     return [
         Operation("replace", content, files.content),
         Operation("replace", folder / KEY, files.key),  # from here on it counts
@@ -172,7 +171,7 @@ def passphrase_key(text: str, passphrase: Passphrase) -> bytes:
 
 def new_passphrase() -> Passphrase:
     """Return how the passphrase of one more person becomes a key."""
-    return Passphrase(secrets.token_bytes(SALT_BYTES), PASSES, MEMORY_KIB)
+    return Passphrase(os.urandom(SALT_BYTES), PASSES, MEMORY_KIB)
 
 
 def _opened(files: Files | None, device: bytes, version_min: int) -> Vault:
@@ -180,7 +179,7 @@ def _opened(files: Files | None, device: bytes, version_min: int) -> Vault:
         return open_vault(files, device, version_min)
     if version_min:
         raise VaultRefusedError(f"the vault is gone: it was written {version_min} times")
-    return found(device, secrets.token_bytes)
+    return found(device, os.urandom)
 
 
 def _check_mode(folder: Path, descriptor: int) -> None:
