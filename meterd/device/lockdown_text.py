@@ -200,6 +200,9 @@ def _add_group(
     if name in names_of(group):
         return group, gshadow
     taken = _numbers(group)
+    for fields in (line.split(":") for line in passwd.splitlines()):
+        if fields[0] == name and len(fields) > 3 and fields[3].isdecimal():  # noqa: PLR2004
+            number = int(fields[3])  # power failed once its user was written: that names it
     if number is None or number in taken:
         taken |= _numbers(passwd)
         free = (n for n in range(SYSTEM_ID_MAX, SYSTEM_ID_MIN - 1, -1) if n not in taken)

@@ -567,6 +567,15 @@ def test_users_and_groups_that_are_there_stay_and_memberships_are_added_once() -
     assert text.add_users(once, lines) == once
 
 
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_users_keep_their_numbers_where_power_failed_between_the_files(written: int) -> None:
+    before = text.Accounts(PASSWD, GROUP, SHADOW, "root:*::\npi:!::\n")
+    lines = (ROOT / "systemd" / "meterd.sysusers").read_text()
+    once = text.add_users(before, lines)
+    torn = text.Accounts(*once[:written], *before[written:])
+    assert text.add_users(torn, lines) == once
+
+
 SS = (
     'tcp   LISTEN 0 128   0.0.0.0:22       0.0.0.0:*  users:(("sshd",pid=1,fd=3))\n'
     'tcp   LISTEN 0 128      [::]:22          [::]:*  users:(("sshd",pid=1,fd=4))\n'
