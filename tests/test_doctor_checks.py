@@ -322,6 +322,13 @@ def test_a_device_that_is_well_has_nothing_but_good_findings() -> None:
             id="the key is open to others",
         ),
         pytest.param(
+            {"secrets": (SECRET._replace(mode=0o664, encrypted=True),)},
+            "sealing key",
+            FAIL,
+            "changed by others (mode 0664)",
+            id="a credential that others may write",
+        ),
+        pytest.param(
             {"vault": Vault(BAD, 32, model=True)}, "vault", FAIL, "wrong", id="the vault is shut"
         ),
         pytest.param(
@@ -415,6 +422,11 @@ def test_a_finding_where(changed: dict[str, Any], check: str, verdict: str, told
 def test_nothing_is_called_good_beside(changed: dict[str, Any], check: str) -> None:
     found = examine(well_but(**changed))
     assert [each for each in found if (each.check, each.verdict) == (check, OK)] == []
+
+
+def test_a_credential_is_encrypted_and_may_be_read() -> None:
+    found = examine(well_but(secrets=(SECRET._replace(mode=0o644, encrypted=True),)))
+    assert [each.verdict for each in found if each.check == "sealing key"] == [OK]
 
 
 def test_of_many_items_two_are_named() -> None:

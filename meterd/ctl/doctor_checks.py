@@ -246,7 +246,7 @@ def _port(port: Port, facts: Facts) -> Iterator[Finding]:
             "the meter's own user has to: run it with sudo",
         )
     elif not trouble:
-        rest = "" if port.holders_whole else "; who holds it needs root to be seen"
+        rest = "" if port.holders_whole else "; not all processes could be looked at"
         yield Finding("port", OK, f"{path} ({port.mode}){rest}")
 
 
@@ -562,11 +562,12 @@ def _secrets(secrets: tuple[Secret, ...], _: Facts) -> Iterator[Finding]:
                 yield Finding(
                     secret.name, FAIL, f"there is no {secret.path}", f"`{secret.make}` makes it"
                 )
-        elif secret.mode & 0o077:
+        elif secret.mode & (0o022 if secret.encrypted else 0o077):
+            done = "changed" if secret.encrypted else "read or changed"
             yield Finding(
                 secret.name,
                 FAIL,
-                f"{secret.path} can be read or changed by others (mode {secret.mode:04o})",
+                f"{secret.path} can be {done} by others (mode {secret.mode:04o})",
                 f"`chmod 600 {secret.path}`, and take a new key if others use this machine",
             )
         else:

@@ -154,6 +154,7 @@ class Secret(NamedTuple):
         mode: Permission bits.
         needed: Whether this device has to have it.
         make: What makes it.
+        encrypted: Whether it lies there encrypted, so that others may read it.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Secret(NamedTuple):
     mode: int
     needed: bool
     make: str
+    encrypted: bool = False
 
 
 class Vault(NamedTuple):

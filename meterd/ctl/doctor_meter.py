@@ -426,7 +426,10 @@ def _secret(name: str, path: Path, *, needed: bool, make: str) -> Secret:
         mode = stat.S_IMODE(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return Secret(name, str(path), there=False, mode=0, needed=needed, make=make)
-    return Secret(name, str(path), there=True, mode=mode, needed=needed, make=make)
+    encrypted = path.parent.name == STORE.name  # systemd-creds leaves them readable
+    return Secret(
+        name, str(path), there=True, mode=mode, needed=needed, make=make, encrypted=encrypted
+    )
 
 
 def _vault(where: Where) -> Vault | Unseen | None:
