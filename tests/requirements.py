@@ -42,6 +42,7 @@ OWNED = frozenset(
 
 _NAMED = re.compile(r"test((?:_[a-z][0-9])+)_")
 _RESULTS = "meterd/results"  # in pytest's cache: by test, its outcome and the day
+ALL_BUT_LONG = "not soak"  # what pyproject.toml asks for; the long tests add their results
 _OUTCOMES = ("failed", "skipped", "passed")  # the worst of a test's cases counts
 
 
@@ -204,7 +205,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     kept: Any = getattr(config, "cache", None)
     if hasattr(config, "workerinput") or kept is None or not _results.outcomes:
         return
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+    chosen = config.option.keyword or config.option.markexpr != ALL_BUT_LONG
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
     today = datetime.now(UTC).date().isoformat()
     new = {test: {"outcome": how, "on": today} for test, how in sorted(_results.outcomes.items())}
     kept.set(_RESULTS, new if whole else (kept.get(_RESULTS, {}) | new))

@@ -126,18 +126,32 @@ def test_the_worst_case_of_a_test_is_its_result(tmp_path: Path) -> None:
         "@pytest.mark.skip\n"
         "def test_e1_skipped(): pass\n"
     )
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "test_it.py"]
-    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, check=False)
-    assert done.returncode == 1, done.stdout
-    kept = json.loads((tmp_path / ".pytest_cache/v/meterd/results").read_text())
-    assert {test: how["outcome"] for test, how in kept.items()} == {
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\ntestpaths = .\naddopts = -m 'not soak'\nmarkers = soak\n"
+    )
+    cache = tmp_path / ".pytest_cache/v/meterd/results"
+
+    def run(*options: str) -> dict[str, str]:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *options]
+        environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, check=False)
+        assert done.returncode in {0, 1}, done.stdout
+        return {test: how["outcome"] for test, how in json.loads(cache.read_text()).items()}
+
+    everything = {
         "test_it.py::test_e1_cannot_begin": "failed",
         "test_it.py::test_e1_good": "passed",
         "test_it.py::test_e1_one_of_two": "failed",
         "test_it.py::test_e1_skipped": "skipped",
     }
+    assert run("--numprocesses", "2") == everything
+    (tmp_path / "test_it.py").rename(tmp_path / "test_that.py")
+    other = {test.replace("_it.", "_that."): how for test, how in everything.items()}
+    assert run("test_that.py", "-k", "good") == everything | {
+        "test_that.py::test_e1_good": "passed"
+    }
+    assert run("-m", "soak or not soak") == everything | other  # a run of the long ones adds
+    assert run() == other
 
 
 def test_a_case_that_passes_later_does_not_hide_one_that_failed() -> None:
