@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterd.ctl.doctor_facts import Unseen
+from meterd.ctl.doctor_facts import Unit, Unseen
 from meterd.ctl.doctor_machine import Machine
 from meterd.ctl.doctor_meter import certificate_ends_s, open_files, revoked_made_s
 from meterd.ctl.technician_commands import chosen
@@ -151,6 +151,16 @@ def test_whoever_holds_the_port_is_named(ctl: Ctl, house: House) -> None:
         assert f"({holder.pid})" in only(found, "port")[1]
         holder.communicate(b"\n")
         assert only(findings(ctl, house, "--quick"), "port")[0] == "ok"
+
+
+def test_a_meter_that_systemd_starts_just_now_finds_its_port_free(
+    ctl: Ctl, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for active, listens in (("activating", False), ("failed", True)):
+        units = (Unit("meterd.service", active, "enabled", 9),)
+        monkeypatch.setattr(Machine, "units", lambda *_, told=units, **__: told)
+        with Cable(house.port):
+            assert ("board" in findings(ctl, house)) is listens
 
 
 def test_a_port_that_another_has_locked_is_not_listened_to(ctl: Ctl, house: House) -> None:

@@ -37,6 +37,7 @@ from meterd.ctl.doctor_facts import (
     Secret,
     Status,
     Technician,
+    Unit,
     Unseen,
     Vault,
     Verdict,
@@ -119,13 +120,15 @@ def collect(where: Where) -> Facts:
     port = machine.port(settings.board.port) if settings else None
     account = _open_account(where.state)
     peers = settings is not None and bool(settings.network.brokers)
+    units = machine.units(peer=peers)
+    heard = None if _starts(units) else _heard(where, settings, daemon, port)
     return Facts(
         now_s=now_s,
         daemon=daemon,
-        units=machine.units(peer=peers),
+        units=units,
         settings=verdict,
         port=port,
-        heard=_heard(where, settings, daemon, port),
+        heard=heard,
         model=machine.model,
         config_txt=machine.config_txt(),
         reset_gpio=settings.board.reset_gpio if settings else None,
@@ -183,6 +186,16 @@ def _settings(path: Path) -> tuple[Settings | None, Verdict | Unseen]:
         return settings, Verdict(good=False, told=f"{wrong[0]}{more}", hint=hint)
     warnings = f", {count(len(mistakes), 'warning')}" if mistakes else ""
     return settings, Verdict(good=True, told=f"{path}: no mistake{warnings}")
+
+
+def _starts(units: tuple[Unit, ...] | Unseen | None) -> bool:
+    """Return whether systemd starts the meter just now: it must find the port free."""
+    return isinstance(units, tuple) and any(
+        isinstance(unit, Unit)
+        and unit.name == "meterd.service"
+        and unit.active in {"active", "activating", "reloading"}
+        for unit in units
+    )
 
 
 def _heard(
