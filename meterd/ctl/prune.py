@@ -15,7 +15,7 @@ from meterd.ctl.show import count, local, note
 from meterd.device.control_client import ControlClient
 from meterd.device.prune import plan_prune, prune_stopped
 from meterd.device.secret import find_device_key
-from meterd.errors import AbsentError, BusyError, DeniedError, UsageError
+from meterd.errors import AbsentError, BusyError, DeniedError, MeterdError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -90,23 +90,28 @@ def _finish(options: argparse.Namespace, account: StoredAccount) -> int:
 
     if options.dry_run:
         raise UsageError("--finish removes what events tell of already: there is nothing to plan")
+    failed: MeterdError | None = None
     days = load(options.config).log.retain_days if options.config else 0
     if days:
         try:
             _prune(options, account, int(time.time()) - days * DAY_S)
         except DeniedError as denied:  # the files are append-only: they are removed below
             note(str(denied))
+        except MeterdError as error:  # what is told already goes all the same, and this is told
+            failed = error
     done = finish(account.state, account.chain)
     if not done.supported:
         note("this card has no append-only files: nothing keeps whoever runs as meterd from them")
     if options.json:
         told = {"segments": len(done.removed), "bytes": done.freed_bytes}
         print(json.dumps(told | {"protected": done.protected, "supported": done.supported}))
-        return 0
-    print(
-        f"{count(len(done.removed), 'pruned segment')} removed: {done.freed_bytes} bytes;"
-        f" {count(done.protected, 'file')} made append-only"
-    )
+    else:
+        print(
+            f"{count(len(done.removed), 'pruned segment')} removed: {done.freed_bytes} bytes;"
+            f" {count(done.protected, 'file')} made append-only"
+        )
+    if failed is not None:
+        raise failed
     return 0
 
 

@@ -31,6 +31,11 @@ DEVICE4, DEVICE6 = "10.77.0.1", "fd77::1"
 NEIGHBOUR = ("10.77.0.2", "10.77.0.3", "10.77.0.4")
 NEIGHBOUR6 = ("fd77::2", "fd77:0:0:1::2")
 SSH, BROKER, OTHER = 22, 8883, 8884
+TIMED = tuple(
+    f"meterd-{name}.{kind}"
+    for name in ("prune", "check", "anchor")
+    for kind in ("service", "timer")
+)
 BURST = 10  # new connections of one source that the firewall lets in at once
 WAIT_S = 1.0  # a packet that is dropped has no other sign
 PASSWORD = "pi:$y$j9T$c29tZXNhbHQ$hash:20000:0:99999:7:::\n"
@@ -271,6 +276,8 @@ def test_a3_ssh_is_let_in_a_few_times_and_others_still_are(locked: Locked) -> No
         pytest.param("root", BROKER, False, id="root to a broker"),
         pytest.param("root", 53, False, id="root for a name"),
         pytest.param("mosquitto", BROKER, False, id="another user to a broker"),
+        pytest.param("meterd-anchor", OTHER, False, id="the anchor, where no authority is named"),
+        pytest.param("meterd-anchor", 53, False, id="the anchor for a name, likewise"),
     ],
 )
 def test_e4_outward_goes(locked: Locked, user: str, port: int, open_: bool, to: str) -> None:
@@ -313,7 +320,7 @@ def test_check_holds_and_applying_again_changes_nothing(locked: Locked) -> None:
 
 def test_the_settings_are_understood_by_those_who_read_them(locked: Locked) -> None:
     machine = locked.machine
-    units = ("emergency.service", "rescue.service", "meterd.service", "meterd-peer.service")
+    units = ("emergency.service", "rescue.service", "meterd.service", "meterd-peer.service", *TIMED)
     said = machine.run("systemd-analyze", "verify", "--man=no", *units, check=False)
     assert "meterd" not in said, said
     assert "no-login" not in said, said
@@ -368,6 +375,8 @@ def test_e3_e4_after_a_restart_all_holds(locked: Locked) -> None:
         found = asked(machine, "check")
         assert [item for item in found["items"] if not item["holds"]] == []
         assert "policy drop" in machine.run("nft", "list", "table", "inet", "meterd")
+        for timer in TIMED[1::2]:
+            assert machine.shown(timer, "ActiveState") == "active", timer
         units = machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend")
         assert "getty@" not in units
         assert "sshd-unix-local" not in units

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+from meterd.ctl import main
 from meterd.device import append_only
 from meterd.device.append_only import finish, is_append_only, set_append_only
 from meterd.device.archive import segment_name
@@ -15,6 +17,7 @@ from meterd.device.card import Card
 from meterd.device.prune import prune_stopped
 from meterd.errors import DeniedError, LedgerDamagedError, StorageError
 from meterd.ledger.segment import STREAMS
+from tests.accounts import config_text
 from tests.daemon_kit import need_root
 from tests.device.test_prune import BEGIN_S, DAY_S, Stored, feed, made, replay_into, stored
 
@@ -144,3 +147,63 @@ def test_a_card_without_such_flags_is_told_of(
         patch.setattr(fcntl, "ioctl", absent)
         done = finish(stored.state, stored.chain)
     assert (done.protected, done.supported) == (0, False)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def finish_by_command(stored: Stored, *options: object) -> int:
+    return main(["prune", "--finish", "--state", str(stored.state), *map(str, options)])
+
+
+def test_the_command_prunes_by_the_settings_and_finishes_it(
+    stored: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The account is of 2007: all but the last segment is older than any days that are kept."""
+    config = tmp_path / "meterd.toml"
+    config.write_text(config_text())
+    assert finish_by_command(stored, "--config", config, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["segments"], told["supported"]) == (0, True)
+    assert told["protected"] == len(paths(stored))
+    config.write_text(config_text() + "\n[log]\nretain_days = 30\n")
+    assert finish_by_command(stored, "--config", config) == 0
+    said = capsys.readouterr()
+    assert "4 pruned segments removed: " in said.out
+    assert "files stay" in said.err  # for this moment: the flag was in the way
+    assert stored.files == [5]
+    assert stored.verdict == "good"
+    assert all(is_append_only(path) for path in paths(stored))
+
+
+def test_what_cannot_be_pruned_by_the_settings_is_told_and_the_rest_is_done(
+    stored: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its key is not to be had: nothing more is pruned, and what is there is protected."""
+    config = tmp_path / "meterd.toml"
+    config.write_text(config_text() + "\n[log]\nretain_days = 30\n")
+    (stored.state / "seal.key").rename(tmp_path / "seal.key")
+    assert finish_by_command(stored, "--config", config) != 0
+    said = capsys.readouterr()
+    assert "0 pruned segments removed" in said.out
+    assert "meterctl: error: " in said.err
+    assert stored.files == [1, 2, 3, 4, 5]
+    assert all(is_append_only(path) for path in paths(stored))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--finish", "--dry-run"), "nothing to plan"),
+        (("--before", "2026-01-01", "--config", "x.toml"), "--config goes with --finish"),
+    ],
+)
+def test_the_command_refuses(
+    stored: Stored,
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["prune", "--state", str(stored.state), *options]) == 64
+    assert message in capsys.readouterr().err
+    assert stored.files == [1, 2, 3, 4, 5]
