@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from meterd.anchored import AHEAD_S_MAX, Held, Stamp, judge
 from meterd.config import check, load
@@ -16,6 +21,7 @@ from meterd.device.anchor import token_name, tokens
 from meterd.device.archive import segment_name, segment_numbers
 from meterd.init import create_account
 from tests.accounts import SEED, config_text
+from tests.daemon_kit import until
 from tests.device.test_prune import DAY_S, SETTINGS, Stored, feed, made, replay_into, stored
 from tests.tsa import Authority, make_authority, serving
 
@@ -225,6 +231,46 @@ def test_another_authority_is_not_believed(
     assert bench.ctl() == 1
     assert "meterctl: error: the timestamp " in capsys.readouterr().err
     assert tokens(bench.anchors) == []
+
+
+def let_it_end(folder: Path, ends: datetime) -> None:
+    """Give the authority another certificate, over the same key, that ends then."""
+    root = x509.load_pem_x509_certificate((folder / "root.pem").read_bytes())
+    old = x509.load_pem_x509_certificate((folder / "tsa.pem").read_bytes())
+    key = load_pem_private_key((folder / "root.key").read_bytes(), None)
+    assert isinstance(key, RSAPrivateKey)
+    builder = (
+        x509.CertificateBuilder()
+        .issuer_name(old.issuer)
+        .subject_name(old.subject)
+        .public_key(old.public_key())
+        .serial_number(old.serial_number + 1)
+        .not_valid_before(root.not_valid_before_utc)
+        .not_valid_after(ends)
+    )
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    new = builder.sign(key, hashes.SHA256())
+    (folder / "tsa.pem").write_bytes(new.public_bytes(Encoding.PEM))
+
+
+def test_a_timestamp_outlasts_the_certificate_that_signed_it(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "brief"
+    shutil.copytree(bench.authority.folder, folder)
+    settings = folder / "openssl.cnf"
+    settings.write_text(settings.read_text().replace(str(bench.authority.folder), str(folder)))
+    bench.authority.folder = folder
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+    let_it_end(folder, ends)
+    assert bench.ctl("--json") == 0
+    stamped = told(capsys)
+    until(lambda: datetime.now(UTC) > ends + timedelta(seconds=1), "the certificate has ended")
+    plain = ("openssl", "ts", "-verify", "-in", stamped["stamped"], "-CAfile", str(bench.root))
+    done = subprocess.run([*plain, "-digest", stamped["hash"]], check=False, capture_output=True)
+    assert b"certificate has expired" in done.stderr + done.stdout
+    assert bench.ctl("--check") == 0
 
 
 def test_a_file_that_was_damaged_or_renamed_is_found_out(
