@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from meterd.bookkeeper import parameters_for
 from meterd.config import parameters
 from meterd.config_signed import checked, with_parameters
-from meterd.errors import BusyError, ConfigError
+from meterd.errors import BusyError, ConfigError, UsageError
 from meterd.ledger.encoding import HASH_BYTES, key_id
 from meterd.ledger.parameters import (
     COMMISSIONED,
@@ -117,10 +117,13 @@ class Desk:
             roster: The network.
 
         Raises:
+            UsageError: `record` is no hash.
             ConfigError: It is commissioned, or nobody, or somebody else, could change anything.
             BusyError: A change is being made.
         """
         self._refuse_two()
+        if len(record) != HASH_BYTES:
+            raise UsageError(f"record: expected {HASH_BYTES} bytes, got {len(record)}")
         if COMMISSIONED in self.signed:
             raise ConfigError(
                 f"the meter is commissioned, with record {self.signed[COMMISSIONED][:16]}",

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meterd.authority.roster import found
 from meterd.device.recovery import recover
 from meterd.errors import ConfigError, DeniedError, MeterdError, UsageError
 from meterd.ledger.account import decode_parameters
 from meterd.ledger.chain import open_chain
-from meterd.ledger.parameters import verify_command
+from meterd.ledger.parameters import Command, sign_command, verify_command
+from meterd.parameters import Desk
+from tests import street
 from tests.accounts import flag_names
 from tests.daemon_kit import Cable, line, make_house
 from tests.parameters_kit import (
@@ -286,3 +289,46 @@ def test_a_change_outlasts_a_midnight_before_the_new_start(tmp_path: Path) -> No
     known = sorted(recovered.found.parameters.values(), key=lambda record: record.sequence)
     assert [record.sequence for record in known] == [1, 2]
     assert known[-1].settings == (("clamp.1.scale", "2"),)
+
+
+@pytest.mark.parametrize(
+    ("record", "owner", "refusal"),
+    [
+        pytest.param("", "5f" * 32, (UsageError, "expected 32 bytes, got 0"), id="no record"),
+        pytest.param("5f" * 32, "", (ConfigError, "owner's public key is missing"), id="no owner"),
+        pytest.param("5f" * 32, "5f", (ConfigError, "owner's public key"), id="half an owner"),
+        pytest.param("5", "5f" * 32, (UsageError, "hex digits, in pairs"), id="half a digit"),
+    ],
+)
+def test_a_commissioning_is_refused_with(
+    house: House, cable: Cable, record: str, owner: str, refusal: tuple[type[MeterdError], str]
+) -> None:
+    kind, problem = refusal
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000, count=1)
+        with pytest.raises(kind, match=problem):
+            desk(house).call("Commission", record=record, owner=owner)
+        assert shown(house)["signed"] == {}
+        meter.stop()
+    assert events(house, "commissioned") == []
+
+
+def test_in_a_street_the_distributors_key_changes_parameters_and_no_other(tmp_path: Path) -> None:
+    """The desk by itself, with the roster of a street; it is asked under no daemon."""
+    rig = Rig(tmp_path / "account")
+    rig.start(MIDNIGHT_S)
+    roster = found(street.genesis_of())
+    asked = Desk(rig.book, rig.settings, rig.settings)
+    assert roster.distributor is not None
+    distributor = street.key(f"{roster.distributor[0]} seals")
+    assert asked.owner(roster) == bytes(distributor.verify_key)
+    with pytest.raises(ConfigError, match="gives orders in"):
+        asked.commission(RECORD, bytes(OWNER.verify_key), roster)
+    held = asked.record
+    change = Command(held.genesis, held.meter, 2, held.hash, (("clamp.1.scale", "1", "1.02"),))
+    with pytest.raises(DeniedError, match="which nobody has granted"):
+        asked.obey(sign_command(change, OWNER), roster, rig.stamp)
+    changed = asked.obey(sign_command(change, distributor), roster, rig.stamp)
+    assert (changed.by, changed.record.sequence) == ("owner", 2)
+    assert asked.owner(found(rig.genesis)) == b""

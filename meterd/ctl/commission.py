@@ -252,8 +252,7 @@ class _Session:
 
     def commission(self, record: bytes) -> dict[str, Any]:
         """Have the daemon write it down; return its answer once it is back."""
-        owner = "" if self.told["distributor"] else self.owner
-        changed = self._desk.call("Commission", record=record.hex(), owner=owner)
+        changed = self._desk.call("Commission", record=record.hex(), owner=self.owner)
         ends_s = time.monotonic() + RETURN_S_MAX
         while time.monotonic() < ends_s:
             time.sleep(LOOK_S)
