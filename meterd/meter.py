@@ -246,13 +246,13 @@ class Meter:
         before, last = self._before, self._unclean
         if last is not None:
             same_boot = before is not None and before["boot_id"] == self._clock.boot_id
-            book.event(*unclean(last, same_boot=same_boot))
+            self._tell(*unclean(last, same_boot=same_boot))
         if before is not None or book.run == 1:  # else it began anew: its old streams are apart
             for kind, told in changes(before, now):
-                book.event(kind, told)
+                self._tell(kind, told)
         self.book.raise_alarm("parameters", self._differs, stands=bool(self._differs))
         for failure in self._failures.kept:
-            self.book.event("failed", tuple(failure._asdict().items()))
+            self._tell("failed", tuple(failure._asdict().items()))
         self._failures.told()
         self._committed_ms = stamp.boot_ms
         self._check_room()
@@ -525,7 +525,7 @@ class Meter:
             keep_order(self._state, order)
             self._obey()
         if (key := neighbours.chain.key_at(neighbours.order[0])) != sealer:
-            book.event("key_rotated", (("old", sealer), ("new", key)))
+            self._tell("key_rotated", (("old", sealer), ("new", key)))
         neighbours.turn(now_ms, due=book.due or bool(neighbours.recovered))
         self._tell_claims(now_ms)
         waits = neighbours.waits
@@ -614,6 +614,12 @@ class Meter:
         """Wait until nothing is being written, not even by another task that waited as we do."""
         while not self._written.is_set():
             await self._written.wait()
+
+    def _tell(self, kind: str, details: Details) -> None:
+        """Append an event, and have the journal say it, a field for each detail."""
+        self.book.event(kind, details)
+        shown = {name: v.hex() if isinstance(v, bytes) else v for name, v in details}
+        log_event(self._logger, logging.WARNING, kind, **shown)
 
     def _alarmed(self, kind: str, text: str, *, stands: bool) -> None:
         if stands:

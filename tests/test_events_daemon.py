@@ -203,8 +203,11 @@ def test_e2_a_daemon_that_was_killed_is_told_apart_from_lost_power(house: House)
         house.ask()
         until(lambda: bool(house.account.events), "the start is on the card")
         meter.stop(signal.SIGKILL)
-    for _ in range(2):
-        once(house)
+    with house.run() as meter:
+        meter.hear(r"^died run=1 last_boot_ms=\d+ last_ms=\d+$")
+        house.ask()
+        assert meter.stop() == 0
+    once(house)
     assert [event["run"] for event in told(house, "died")] == [1]
     assert told(house, "power_lost") == []
 
