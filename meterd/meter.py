@@ -619,7 +619,8 @@ class Meter:
         """Append an event, and have the journal say it, a field for each detail."""
         self.book.event(kind, details)
         shown = {name: v.hex() if isinstance(v, bytes) else v for name, v in details}
-        log_event(self._logger, logging.WARNING, kind, **shown)
+        level = logging.INFO if self._before is None else logging.WARNING  # the first start's own
+        log_event(self._logger, level, kind, **shown)
 
     def _alarmed(self, kind: str, text: str, *, stands: bool) -> None:
         if stands:

@@ -16,6 +16,7 @@ import pytest
 from meterd.device.control_client import ControlClient
 from meterd.device.keys import create_next_seal, take_in
 from meterd.errors import AbsentError
+from meterd.event_kinds import KINDS, METERING
 from tests.conftest import ROOT
 from tests.daemon_kit import Cable, House, Program, line, make_house, small_card, until
 from tests.test_pins_daemon import Wires
@@ -163,6 +164,19 @@ def test_e1_little_room_on_the_card_is_one_event_and_its_end_another(tmp_path: P
                 once(house)
         alarms = [event for event in told(house, "alarm") if event["alarm"] == "storage_low"]
         assert len(alarms) == 2, "one for each run: alarms begin anew with it"
+
+
+def test_e1_what_bears_on_security_is_listed_by_itself(house: House) -> None:
+    once(house)
+    all_kinds, security = (
+        {json.loads(line)["kind"] for line in meterctl(house, *words).stdout.splitlines()}
+        for words in (("events", "--json"), ("events", "--json", "--security"))
+    )
+    assert security >= {"started", "stopped", "key_made", "configuration"}
+    assert all_kinds - security == {
+        kind for kind in all_kinds if kind in KINDS and KINDS[kind].area == METERING
+    } - {"alarm", "alarm_over"}
+    assert "port_opened" in all_kinds - security
 
 
 # --- E2: an end without a word --------------------------------------------------------------------
