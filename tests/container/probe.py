@@ -46,6 +46,14 @@ def run_written(folder: str) -> None:
     os.waitpid(pid, 0)
 
 
+def runs_in(folder: str) -> bool:
+    try:
+        run_written(folder)
+    except OSError:
+        return False
+    return True
+
+
 def look_into(folder: str) -> None:
     list(Path(folder).iterdir())
 
@@ -120,7 +128,11 @@ def main(state: str) -> dict[str, str]:
             result[what] = "done"
         except OSError as error:
             result[what] = errno.errorcode.get(error.errno or 0, "?")
-    return result | {"writable folders": " ".join(writable())}
+    folders = writable()
+    return result | {
+        "writable folders": " ".join(folders),
+        "runs what it wrote in": " ".join(folder for folder in folders if runs_in(folder)),
+    }
 
 
 if __name__ == "__main__":
