@@ -21,28 +21,22 @@ from meterd.alarm_outbox import AlarmOutbox
 from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
 from meterd.claims import CLAIMS
-from meterd.config_signed import in_force
-from meterd.device.archive import keep_order, load_blocks, open_newest, read_orders, read_part
+from meterd.device.archive import keep_order, load_blocks, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp, SystemClock
 from meterd.device.failures import Failures
-from meterd.device.history import last_known, last_started
-from meterd.device.keys import load_seals, seals_kept
 from meterd.device.port import read_board
 from meterd.device.power import UNDERVOLTAGE, Power
 from meterd.device.rebase import begin_anew
-from meterd.device.recovery import recover
 from meterd.device.systemd import Manager, log_event
-from meterd.device.vault import checked_version
-from meterd.device.vault_events import DETAIL, version_named
-from meterd.errors import ConfigError, EncodingError, StorageError
+from meterd.errors import StorageError
 from meterd.guard import Guard
 from meterd.health import one_line
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, line_folder
+from meterd.opened import open_account
 from meterd.parameters import Desk
-from meterd.since import Started, changes, unclean
 from meterd.software import Installed, SoftwareChangedError, software_id
 
 if TYPE_CHECKING:
@@ -117,51 +111,22 @@ class Meter:
             VaultRefusedError: The vault is another device's, was changed, or is older than the
                 account says.
         """
-        self._genesis = genesis
-        self._state, self._clock, self._manager, self._logger = state, clock, manager, logger
-        self._speed = speed
-        roster = read_orders(state, genesis)
-        try:
-            chain = open_newest(roster, settings.meter.name)
-        except EncodingError as error:
-            names = ", ".join(meter.name for meter in genesis.meters)
-            raise ConfigError(
-                str(error), hint=f"set meter.name to what the genesis calls it: {names}"
-            ) from error
-        self._device = device
-        named = 0 if device is None else version_named(state)
-        self._vault_version = checked_version(state, device, named)
-        keys = {bytes(key.verify_key): key for key in load_seals(state, device)}
-        if chain.key_at(roster.head.height) not in keys:
-            raise ConfigError(
-                f"the sealing key in {state} is not the one that the genesis names for "
-                f"{settings.meter.name}",
-                hint="put back this meter's own key, or enrol it anew; it seals with no other",
-            )
-        if settings.meter.interval_s != genesis.interval_s:
-            raise ConfigError(
-                f"meter.interval_s is {settings.meter.interval_s}, the network's is "
-                f"{genesis.interval_s}",
-                hint="the interval is the network's: set meter.interval_s to it",
-            )
+        self._state, self._manager, self._logger, self._speed = state, manager, logger, speed
         self._card = Card()
-        recovered = recover(state, chain, card=self._card)
-        self._before, self._unclean = last_started(state), last_known(state, recovered)
-        self._kept = seals_kept(state, device)
-        records = recovered.found.parameters.values()
-        newest = max(records, key=lambda record: record.sequence, default=None)
-        self.settings, pairs, self._differs = in_force(settings, newest.settings if newest else ())
+        self._opened_as = opened = open_account(state, settings, genesis, device, self._card)
+        self.settings, keys, roster = opened.settings, opened.keys, opened.roster
         if self.settings.clock != settings.clock and isinstance(clock, SystemClock):
-            self._clock = clock = SystemClock(self.settings.clock.trust)
+            clock = SystemClock(self.settings.clock.trust)
+        self._clock = clock
         self.book = Bookkeeper(
             state,
             rules=self.settings.rules,
-            settings=pairs,
+            settings=opened.pairs,
             software_id=software_id(),
             build_ms=BUILD_S * 1000,
             interval_s=genesis.interval_s,
             keys=keys,
-            recovered=recovered,
+            recovered=opened.recovered,
             boot_id=clock.boot_id,
             draw_secret=lambda _stream, _number: os.urandom(SECRET_BYTES),
             read=lambda number, begin, end: read_part(state, number, begin, end),
@@ -203,7 +168,6 @@ class Meter:
         self._sealed: list[tuple[int, bytes]] = []
         self._rung, self._heard_ms = True, 0
         self._stopping = self.begins_anew = self.changed = False
-        self._keys = keys
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
         self._said = ""
@@ -234,23 +198,16 @@ class Meter:
             settings_digest: SHA-256 of the settings' file.
         """
         stamp, book = self._clock.stamp(), self.book
-        now = Started(
-            software=book.parameters.software_id,
-            settings=settings_digest,
-            keys=tuple(self._keys),
-            kept=self._kept,
+        opened, software = self._opened_as, book.parameters.software_id
+        book.start(
+            stamp.boot_ms,
+            stamp.wall_ms,
+            opened.started(software, settings_digest, installed.detail[:200]),
         )
-        vault = ((DETAIL, self._vault_version),) if self._vault_version else ()
-        details = (("software", now.software), ("installed", installed.detail[:200]), *vault)
-        book.start(stamp.boot_ms, stamp.wall_ms, (*details, *now.details))
-        before, last = self._before, self._unclean
-        if last is not None:
-            same_boot = before is not None and before["boot_id"] == self._clock.boot_id
-            self._tell(*unclean(last, same_boot=same_boot))
-        if before is not None or book.run == 1:  # else it began anew: its old streams are apart
-            for kind, told in changes(before, now):
-                self._tell(kind, told)
-        self.book.raise_alarm("parameters", self._differs, stands=bool(self._differs))
+        boot_id = self._clock.boot_id
+        for found in opened.found(software, settings_digest, run=book.run, boot_id=boot_id):
+            self._tell(*found)
+        book.raise_alarm("parameters", opened.differs, stands=bool(opened.differs))
         for failure in self._failures.kept:
             self._tell("failed", tuple(failure._asdict().items()))
         self._failures.told()
@@ -387,7 +344,7 @@ class Meter:
             chain,
             [*load_blocks(self._state, 1, own), *given],
             recovered,
-            key=self._keys[chain.key_at(self.neighbours.order[0])],
+            key=self._opened_as.keys[chain.key_at(self.neighbours.order[0])],
             parameters=book.parameters_next or book.parameters,
             events=max(book.log.events, chain.head.events),
             stamp=(stamp.boot_ms, max(stamp.wall_ms, 0)),
@@ -619,7 +576,9 @@ class Meter:
         """Append an event, and have the journal say it, a field for each detail."""
         self.book.event(kind, details)
         shown = {name: v.hex() if isinstance(v, bytes) else v for name, v in details}
-        level = logging.INFO if self._before is None else logging.WARNING  # the first start's own
+        level = (
+            logging.INFO if self._opened_as.before is None else logging.WARNING
+        )  # the first start's own
         log_event(self._logger, level, kind, **shown)
 
     def _alarmed(self, kind: str, text: str, *, stands: bool) -> None:
@@ -698,9 +657,9 @@ class Meter:
         path = self.settings.control.socket or f"{folder}/control"
         desk = VaultDesk(
             self._state,
-            self._device,
-            bound=self._device is not None and is_bound(),
-            version=self._vault_version,
+            self._opened_as.device,
+            bound=self._opened_as.device is not None and is_bound(),
+            version=self._opened_as.vault_version,
             record=self.record,
             now_ms=lambda: self._clock.stamp().boot_ms,
         )
@@ -732,7 +691,7 @@ class Meter:
     @property
     def sealing_key(self) -> SigningKey:
         """The key that is good under the last order in force; never to be shown."""
-        return self._keys[self.neighbours.chain.key_at(self.neighbours.order[0])]
+        return self._opened_as.keys[self.neighbours.chain.key_at(self.neighbours.order[0])]
 
     @property
     def clock_status(self) -> str:

@@ -41,6 +41,7 @@ RELEVANT = (
     "init.py",
     "meter.py",
     "neighbours.py",
+    "opened.py",
     "parameters.py",
     "run.py",
     "software.py",
