@@ -163,6 +163,28 @@ def test_a_meter_that_systemd_starts_just_now_finds_its_port_free(
             assert ("board" in findings(ctl, house)) is listens
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a terminal of another namespace takes root")
+def test_whoever_has_a_terminal_of_the_same_name_elsewhere_is_not_named(
+    ctl: Ctl, house: House
+) -> None:
+    """Each container has a /dev/pts/0 of its own: held are all that could be taken for the port."""
+    script = (
+        "import os, sys\nfor _ in range(64): os.openpty()\nprint(flush=True)\nsys.stdin.read()\n"
+    )
+    mount = "mount -t devpts -o newinstance,ptmxmode=666 devpts /dev/pts && "
+    mount += 'mount --bind /dev/pts/ptmx /dev/ptmx && exec "$0" -c "$1"'
+    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, script]
+    with (
+        Cable(house.port),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as elsewhere,
+    ):
+        assert elsewhere.stdout is not None
+        assert elsewhere.stdout.readline() == b"\n"
+        found = findings(ctl, house, "--quick")
+        elsewhere.communicate(b"")
+    assert only(found, "port")[0] == "ok", found["port"]
+
+
 def test_a_port_that_another_has_locked_is_not_listened_to(ctl: Ctl, house: House) -> None:
     with Cable(house.port):
         taken = open_port(str(house.port))

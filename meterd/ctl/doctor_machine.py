@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterd.ctl.doctor_facts import Memory, Port, Unit, Unseen, Verdict
-from meterd.device.port import CANDIDATES
+from meterd.device.port import CANDIDATES, PTY_MAJORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -231,17 +231,22 @@ class Machine:
 
     def _holders(self, device: Path) -> tuple[tuple[str, ...], bool]:
         """Return who has a device open but a meter, and whether all processes could be seen."""
-        wanted, whole = os.path.realpath(device), True
+        wanted, whole = _device_of(device), True
         found: list[str] = []
         for process in sorted((self.root / "proc").glob("[0-9]*")):
             try:
-                links = [str(link.readlink()) for link in (process / "fd").iterdir()]
+                links = [
+                    link
+                    for link in (process / "fd").iterdir()
+                    if str(link.readlink()).startswith("/dev/")
+                ]
+                held = any(_device_of(link) == wanted for link in links)
             except PermissionError:
                 whole = False
                 continue
             except OSError:  # it has ended meanwhile
                 continue
-            if wanted in links and not self._meters(process.name):
+            if held and not self._meters(process.name):
                 name = self.text(f"proc/{process.name}/comm") or "a program"
                 found.append(f"{name} ({process.name})")
         return tuple(found), whole
@@ -257,6 +262,18 @@ class Machine:
         return b"run" in words and any(
             word == b"meterd" or word.endswith(b"/meterd") for word in words
         )
+
+
+def _device_of(path: Path) -> tuple[int, ...]:
+    """Return what tells a device from all others.
+
+    Not its name: each container has a /dev/pts/0 of its own, with the same number. And of a real
+    port not the file either: a unit may have it in a /dev of its own.
+    """
+    found = path.stat()
+    if os.major(found.st_rdev) in PTY_MAJORS:
+        return found.st_rdev, found.st_dev, found.st_ino
+    return (found.st_rdev,)
 
 
 def _beside(listed: str) -> Iterator[str]:
