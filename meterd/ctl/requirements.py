@@ -19,7 +19,7 @@ from meterd.ctl.show import COLUMNS, count
 
 DATA = Path(__file__).with_suffix(".json")
 _ID_LETTERS = 4
-_RESULT_LETTERS = 18
+_RESULT_LETTERS = 20  # `holds, 10 of 12 run`, and a blank
 
 
 class Row(NamedTuple):
