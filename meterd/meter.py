@@ -87,6 +87,7 @@ class Meter:
         access: Who came, and who was not let in.
         alarms: What neighbours are told of events.
         desk: Judges what is to change the parameters.
+        opened_as: The account as this start has found it.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Meter:
         """
         self._state, self._manager, self._logger, self._speed = state, manager, logger, speed
         self._card = Card()
-        self._opened_as = opened = open_account(state, settings, genesis, device, self._card)
+        self.opened_as = opened = open_account(state, settings, genesis, device, self._card)
         self.settings, keys, roster = opened.settings, opened.keys, opened.roster
         if self.settings.clock != settings.clock and isinstance(clock, SystemClock):
             clock = SystemClock(self.settings.clock.trust)
@@ -198,7 +199,7 @@ class Meter:
             settings_digest: SHA-256 of the settings' file.
         """
         stamp, book = self._clock.stamp(), self.book
-        opened, software = self._opened_as, book.parameters.software_id
+        opened, software = self.opened_as, book.parameters.software_id
         book.start(
             stamp.boot_ms,
             stamp.wall_ms,
@@ -344,7 +345,7 @@ class Meter:
             chain,
             [*load_blocks(self._state, 1, own), *given],
             recovered,
-            key=self._opened_as.keys[chain.key_at(self.neighbours.order[0])],
+            key=self.opened_as.keys[chain.key_at(self.neighbours.order[0])],
             parameters=book.parameters_next or book.parameters,
             events=max(book.log.events, chain.head.events),
             stamp=(stamp.boot_ms, max(stamp.wall_ms, 0)),
@@ -577,7 +578,7 @@ class Meter:
         self.book.event(kind, details)
         shown = {name: v.hex() if isinstance(v, bytes) else v for name, v in details}
         level = (
-            logging.INFO if self._opened_as.before is None else logging.WARNING
+            logging.INFO if self.opened_as.before is None else logging.WARNING
         )  # the first start's own
         log_event(self._logger, level, kind, **shown)
 
@@ -649,21 +650,10 @@ class Meter:
     # --- the control socket -----------------------------------------------------------------
 
     async def _control(self) -> None:
-        from meterd.device.secret import is_bound
         from meterd.meter_socket import serve
-        from meterd.vault_desk import VaultDesk
 
         folder = os.environ.get("RUNTIME_DIRECTORY") or str(self._state)
-        path = self.settings.control.socket or f"{folder}/control"
-        desk = VaultDesk(
-            self._state,
-            self._opened_as.device,
-            bound=self._opened_as.device is not None and is_bound(),
-            version=self._opened_as.vault_version,
-            record=self.record,
-            now_ms=lambda: self._clock.stamp().boot_ms,
-        )
-        await serve(self, Path(path), desk)
+        await serve(self, Path(self.settings.control.socket or f"{folder}/control"))
 
     async def record(self, kind: str, details: Details) -> tuple[int, int]:
         """Make an event durable; return its number and its time, ms since 1970."""
@@ -691,7 +681,7 @@ class Meter:
     @property
     def sealing_key(self) -> SigningKey:
         """The key that is good under the last order in force; never to be shown."""
-        return self._opened_as.keys[self.neighbours.chain.key_at(self.neighbours.order[0])]
+        return self.opened_as.keys[self.neighbours.chain.key_at(self.neighbours.order[0])]
 
     @property
     def clock_status(self) -> str:

@@ -19,7 +19,6 @@ from meterd.device import vault_events
 from meterd.device.card import CardFullError
 from meterd.device.vault import StoredVault
 from meterd.errors import (
-    AbsentError,
     BusyError,
     EncodingError,
     StorageError,
@@ -89,7 +88,7 @@ class VaultDesk:
     def __init__(
         self,
         state: Path,
-        device: bytes | None,
+        device: bytes,
         *,
         bound: bool,
         version: int,
@@ -100,7 +99,7 @@ class VaultDesk:
 
         Args:
             state: The state folder.
-            device: From `envelope.device_key`; None on a machine without a device secret.
+            device: From `envelope.device_key`.
             bound: Whether the board has a part in `device`.
             version: What the vault had when the meter started.
             record: Makes an event durable, and returns its number and its time, ms since 1970.
@@ -128,7 +127,6 @@ class VaultDesk:
         """Return what the vault holds.
 
         Raises:
-            AbsentError: There is no device secret.
             VaultRefusedError: The vault is another device's, older, or was changed.
         """
         return await self._whole(self._list())
@@ -312,11 +310,6 @@ class VaultDesk:
         return self.version, said
 
     def _open(self) -> StoredVault:
-        if self._device is None:
-            raise AbsentError(
-                "this device has no secret of its own, so it has no vault",
-                hint="stop the meter, `sudo meterctl vault init`, start it",
-            )
         return StoredVault(self._state, self._device, version_min=self.version)
 
 

@@ -103,7 +103,7 @@ class VaultMethods:
     """The part of the control interface that is the vault's.
 
     Attributes:
-        vault: What keeps the vault; None where there is none.
+        vault: What keeps the vault; None where the device has no secret.
         uid: Who asks.
     """
 
@@ -141,5 +141,8 @@ class VaultMethods:
 
     def _kept_by(self) -> VaultSource:
         if self.vault is None:
-            raise AbsentError("nothing here keeps a vault")
+            raise AbsentError(
+                "this device has no secret of its own, so it has no vault",
+                hint="stop the meter, `sudo meterctl vault init`, start it",
+            )
         return self.vault

@@ -77,7 +77,7 @@ class StoredVault:
             os.fsync(self._lock)  # a process that was killed may have renamed, and not synced it
             self.vault = _opened(_read(self._folder), device, version_min)
         except BaseException:
-            os.close(self._lock)
+            _unlock(self._lock)
             raise
 
     def __enter__(self) -> Self:
@@ -96,7 +96,7 @@ class StoredVault:
     def close(self) -> None:
         """Let go of the files."""
         self._card.close()
-        os.close(self._lock)
+        _unlock(self._lock)
 
     def keep(self, vault: Vault) -> int:
         """Keep a vault in the place of the one before; return its version, once it is durable.
@@ -220,6 +220,12 @@ def _locked(folder: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    """Let go of the lock, though a process that is being started may have a copy until it runs."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _read(folder: Path) -> Files | None:

@@ -77,6 +77,19 @@ def test_one_program_at_a_time_has_it_open(state: Path) -> None:
     StoredVault(state, DEVICE).close()
 
 
+def test_a_child_that_is_being_started_does_not_keep_it_locked(state: Path) -> None:
+    stored = StoredVault(state, DEVICE)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        stored.close()
+        StoredVault(state, DEVICE).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_there_is_no_vault_without_an_account(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match=r"there is no .*nothing"):
         StoredVault(tmp_path / "nothing", DEVICE)
