@@ -239,6 +239,26 @@ def pings(device: Machine) -> int:
     return int(device.shown(METER, "WatchdogTimestampMonotonic"))
 
 
+def standing(device: Machine) -> list[str] | None:
+    """The alarms that stand, as the unit that has the network publishes them; None before any."""
+    told = json.loads(device.run("meterctl", "peers", "--json"))["alarms"]
+    return [one["alarm"] for one in told[0]["standing"]] if told else None
+
+
+def test_e1_alarms_cross_the_line_between_the_units_and_are_published(running: Running) -> None:
+    device, board = running.machine, running.board
+    assert board.program is not None
+    device.until(lambda: standing(device) is not None, "the start is told")
+    board.program.process.send_signal(signal.SIGSTOP)
+    try:
+        device.until(lambda: "port" in (standing(device) or ()), "the alarm is published")
+    finally:
+        board.program.process.send_signal(signal.SIGCONT)
+    device.until(lambda: "port" not in (standing(device) or ()), "it is over")
+    names = device.run("ls", "/run/meterd.line/outbox").split()
+    assert len([name for name in names if name.startswith("alarm-")]) == 1, names
+
+
 def test_h2_a_silent_port_is_an_alarm_and_no_restart(running: Running) -> None:
     device, board = running.machine, running.board
     before = device.shown(METER, "MainPID"), device.shown(METER, "NRestarts")
