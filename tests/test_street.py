@@ -65,7 +65,9 @@ def test_b4_a_broker_that_forgets_all_loses_nothing(street: Street) -> None:
     street.start_broker()
 
 
-@pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "times", [5, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
 def test_b4_a_broker_that_is_killed_over_and_over_loses_nothing(street: Street, times: int) -> None:
     """In the midst of whatever it does; each second time its database is gone too."""
     chance = random.Random(4)

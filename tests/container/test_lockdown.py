@@ -135,7 +135,7 @@ def host(*command: str) -> str:
 def reach(machine: Machine, user: str, port: int, *, to: str = NEIGHBOUR[0]) -> str:
     """Return what comes of a connection of a user of the device to the neighbour."""
     as_user = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
-    if user == "meterd-peer":
+    if user.startswith("meterd-"):
         as_user = ("setpriv", f"--reuid={user}", "--regid=meterd", "--clear-groups")
     program = ("python3", "-c", CONNECT, "", to, str(port), str(WAIT_S))
     return machine.run(*as_user, *program).strip()
