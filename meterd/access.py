@@ -128,7 +128,8 @@ class Access:
     def _event(self, kind: str, details: Details) -> None:
         self._book.stamp(self._clock.stamp())
         self._book.event(kind, details)
-        log_event(self._logger, logging.INFO, kind, **dict(details))
+        if kind == "login_refused":  # a session's own is in the journal already, by the session
+            log_event(self._logger, logging.INFO, kind, **dict(details))
 
     def _now_ms(self) -> int:
         return self._clock.stamp().boot_ms

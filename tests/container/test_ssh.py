@@ -437,6 +437,7 @@ def test_a5_each_command_is_on_record_by_certificate_and_serial_with_its_result(
                 one.get("METERD_RESULT"),
             )
             for one in found
+            if one["METERD_EVENT"] != "technician_unrecorded"  # so many come here; see test_access
         ]
         assert events == [
             ("entered", None, None),
