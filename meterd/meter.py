@@ -478,9 +478,11 @@ class Meter:
         self._rung, self._heard_ms = False, now_ms
         sealer = neighbours.chain.key_at(neighbours.order[0])
         for order in neighbours.read(now_ms):
-            height, order_hash = neighbours.order
-            book.event("order", (("height", height), ("hash", order_hash), ("spelt", order)))
-            keep_order(self._state, order)
+            book.event(
+                "order",
+                (("height", order.height), ("hash", order.order_hash), ("spelt", order.spelt)),
+            )
+            keep_order(self._state, order.spelt)
             self._obey()
         if (key := neighbours.chain.key_at(neighbours.order[0])) != sealer:
             self._tell("key_rotated", (("old", sealer), ("new", key)))

@@ -65,6 +65,20 @@ class Witnessed(NamedTuple):
     fork_proof: bool = False
 
 
+class TakenOrder(NamedTuple):
+    """An order that has come into force.
+
+    Attributes:
+        height: Of it on the distributor's chain.
+        order_hash: Of it.
+        spelt: The order with its seal and its certificate, as `add_spelt_order` takes it.
+    """
+
+    height: int
+    order_hash: bytes
+    spelt: bytes
+
+
 class Neighbours:
     """What the metering process knows of its network.
 
@@ -106,7 +120,7 @@ class Neighbours:
         self.recovered: list[bytes] = []
         self.claims = Claims()
         self._sealed: OrderedDict[int, bytes] = OrderedDict()
-        self._orders_taken: list[bytes] = []
+        self._orders_taken: list[TakenOrder] = []
         self._asked_ms: int | None = None
         self._kept_ms: int | None = None
         self._now_ms = 0
@@ -273,11 +287,8 @@ class Neighbours:
 
     # --- inward -----------------------------------------------------------------------------
 
-    def read(self, now_ms: int) -> list[bytes]:
-        """Take what lies in the inbox; return orders that are in force now, to be kept as events.
-
-        Each is the order with its seal and its certificate, as `add_spelt_order` takes it.
-        """
+    def read(self, now_ms: int) -> list[TakenOrder]:
+        """Take what lies in the inbox; return the orders that are in force now, to be events."""
         if self._inbox is None:
             return []
         for letter in sorted(self._inbox.read()):  # orders and blocks are named by their heights
@@ -300,7 +311,7 @@ class Neighbours:
             self.roster = add_spelt_order(self.roster, data)
             self._chain = self.roster.terms(self._chain, self._chain.head.order)
             self._see_ended()
-            self._orders_taken.append(data)
+            self._orders_taken.append(TakenOrder(*self.order, data))
         elif kind == "block":
             self._take_own(data)
         elif kind == "evidence":

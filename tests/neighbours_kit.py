@@ -54,7 +54,7 @@ class Home:
         """Let the peer process bring a letter; return the orders that came into force."""
         self._count += 1
         assert self.inbox.put(f"{kind}-{name or self._count}", data)
-        return self.neighbours.read(self.now_ms)
+        return [order.spelt for order in self.neighbours.read(self.now_ms)]
 
     def question(self) -> Letter | None:
         """The question in the outbox, if there is one."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import meterd
 from meterd.announcing import ALARMS, KINDS, OTHER, WAITING_MAX, Announcer
+from meterd.claims import CLAIMS
 from meterd.device.gpio import INPUTS
 from meterd.ledger.alarm import STANDING_MAX, WORD, decode_alarm
 from meterd.ledger.event import Details, Event
@@ -134,6 +135,8 @@ def alarms_in_source() -> set[str]:
                 (word, *_) = call.args
                 if isinstance(word, ast.Constant):
                     found.add(str(word.value))
+                elif ast.unparse(word) == "claim":
+                    found |= set(CLAIMS)
                 else:
                     assert ast.unparse(word) == "f'{name}_stuck'", (path, ast.unparse(word))
                     found |= {f"{name}_stuck" for name in INPUTS}

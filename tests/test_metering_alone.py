@@ -148,8 +148,8 @@ def lives(state: Path, *, hostile: bool) -> Rig:
             fill(inbox, draw, kept)
         rig.rows(12)
         rig.commit()
-        for spelt in line.read(rig.boot_ms):
-            rig.book.event("order", (("spelt", spelt),))
+        for order in line.read(rig.boot_ms):
+            rig.book.event("order", (("spelt", order.spelt),))
             rig.book.obey(line.chain, line.order, line.changes)
         line.turn(rig.boot_ms)
         rig.book.raise_alarm("neighbours", line.waits, stands=bool(line.waits))

@@ -215,7 +215,10 @@ ORDERS = [encode([message, proof.spell()]) for message, proof in AFTER.certified
 def test_orders_come_into_force_in_their_order(home: Home) -> None:
     home.inbox.put("order-000000000002", ORDERS[1])
     home.inbox.put("order-000000000001", ORDERS[0])
-    assert home.neighbours.read(0) == ORDERS
+    first, second = home.neighbours.read(0)
+    assert [first.spelt, second.spelt] == ORDERS
+    assert (first.height, first.order_hash) == (1, ordered(SHORTER).roster.head.order_hash)
+    assert (second.height, second.order_hash) == (2, AFTER.roster.head.order_hash)
     assert home.neighbours.order == (2, AFTER.roster.head.order_hash)
     assert home.neighbours.roster.committee.epoch == 2
     assert home.neighbours.read(1) == [], "each is told once"

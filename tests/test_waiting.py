@@ -518,6 +518,7 @@ def meter_of(rig: Rig) -> Any:  # noqa: ANN401 - as much of a `Meter` as hears i
         _logger=logging.getLogger(),
         _mono_ms=lambda: rig.boot_ms,
         _release=lambda: Meter._release(meter),
+        _tell_claims=lambda _now_ms: None,
     )
 
     async def flush() -> None:

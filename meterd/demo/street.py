@@ -42,6 +42,8 @@ FOLDER_CHARS_MAX = 80  # a socket's path has at most 107, and ours go 25 below t
 GENESIS_FILE = "genesis.cbor"
 _PROGRAM = (sys.executable, "-m", "meterd")
 
+RETAINED = ("head", "status", "alarm")  # of what nodes publish
+
 
 class NotYetError(MeterdError):
     """What was asked for cannot be done at this moment: try again a little later."""
@@ -229,7 +231,7 @@ class Street:
         topics = [f"m/{self.genesis.name}/{name}" for name in self.nodes]
         try:
             self.broker.publish(
-                (f"{topic}/{kind}", b"", True) for topic in topics for kind in ("head", "status")
+                (f"{topic}/{kind}", b"", True) for topic in topics for kind in RETAINED
             )
         except OSError:
             return  # it has gone itself

@@ -109,6 +109,7 @@ def start(device: Machine, name: str, *, result: str = "success") -> str:
     unit = f"meterd-{name}.service"
     device.run("systemctl", "reset-failed", unit, check=False)
     device.run("systemctl", "start", unit, check=False)
+    device.run("journalctl", "--namespace=meterd", "--sync")
     said = device.run(
         *("journalctl", "--namespace=meterd", "--no-pager", "-o", "cat"),
         f"_SYSTEMD_INVOCATION_ID={device.shown(unit, 'InvocationID')}",
@@ -214,7 +215,7 @@ def prune(device: Machine) -> str:
 
 def test_the_head_is_anchored_by_who_sees_blocks_alone(running: Running) -> None:
     device = running.machine
-    assert "stamped at " in start(device, "anchor")
+    assert "stamped " in start(device, "anchor")  # "at", or "already" where its timer was first
     [token] = device.run("ls", ANCHORS).split()
     assert device.run("stat", "-c", "%U %a", ANCHORS).split() == ["meterd-anchor", "750"]
     command = ("meterctl", "anchor", "--check", "--json")
