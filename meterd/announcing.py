@@ -40,10 +40,15 @@ KINDS = frozenset(
         *("relay_ordered", "relay_confirmed"),
         *("clock_set", "clock_stepped", "clock_went_back"),
         *("torn_tail", "checkpoint_lost"),
+        *("failed", "commissioned"),
+        *("vault_put", "vault_refused", "vault_rotated", "vault_erased"),
     }
 )
-"""What row E1 counts as a security event. Not orders, which everybody has; nor what happens day by
-day, such as the pruning of samples."""
+"""What row E1 counts as a security event, but for `KEPT_HERE`."""
+
+KEPT_HERE = frozenset({"order", "recovered", "pruned", "clock_held", "clock_status", "vault_read"})
+"""What is told to nobody else: orders and recoveries, which everybody has; what happens day by day;
+and when a household looks at what is its own."""
 
 ALARMS = frozenset(
     {
@@ -51,6 +56,7 @@ ALARMS = frozenset(
         *("case", "magnet", "gpio", "relay"),
         *("case_switch_stuck", "magnet_stuck", "button_stuck"),
         *("software_changed", "storage_full", "storage_low", "undervoltage"),
+        *("parameters", "no_broker", "certificate_expired"),
     }
 )
 """The alarms that this meter may name."""

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import meterd
-from meterd.announcing import ALARMS, KINDS, OTHER, WAITING_MAX, Announcer
+from meterd import event_kinds
+from meterd.announcing import ALARMS, KEPT_HERE, KINDS, OTHER, WAITING_MAX, Announcer
 from meterd.claims import CLAIMS
 from meterd.device.gpio import INPUTS
+from meterd.event_kinds import SECURITY
 from meterd.ledger.alarm import STANDING_MAX, WORD, decode_alarm
 from meterd.ledger.event import Details, Event
 from meterd.pins import EVENT_EVERY_MS, EVENTS_AT_ONCE
@@ -146,6 +148,12 @@ def alarms_in_source() -> set[str]:
 def test_every_alarm_of_this_meter_has_a_name_for_others() -> None:
     assert alarms_in_source() - ALARMS == set()
     assert {"case", "software_changed", "magnet_stuck"} <= alarms_in_source()
+
+
+def test_e1_each_security_event_is_told_or_kept_here_for_a_reason() -> None:
+    security = {kind for kind, about in event_kinds.KINDS.items() if about.area in SECURITY}
+    assert security | {"alarm", "alarm_over"} == KINDS | KEPT_HERE
+    assert not KINDS & KEPT_HERE
 
 
 def test_all_alarms_at_once_find_room() -> None:

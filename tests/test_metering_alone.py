@@ -148,8 +148,8 @@ def lives(state: Path, *, hostile: bool) -> Rig:
             fill(inbox, draw, kept)
         rig.rows(12)
         rig.commit()
-        for order in line.read(rig.boot_ms):
-            rig.book.event("order", (("spelt", order.spelt),))
+        for taken in line.read(rig.boot_ms):
+            rig.book.event("order", (("spelt", taken.spelt),))
             rig.book.obey(line.chain, line.order, line.changes)
         line.turn(rig.boot_ms)
         rig.book.raise_alarm("neighbours", line.waits, stands=bool(line.waits))
