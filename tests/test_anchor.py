@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from meterd.anchored import AHEAD_S_MAX, Held, Stamp, judge
 from meterd.config import check, load
 from meterd.ctl import main
-from meterd.device.anchor import token_name, tokens
+from meterd.device.anchor import TimestampRefusedError, read_imprint, token_name, tokens
 from meterd.device.archive import segment_name, segment_numbers
 from meterd.init import create_account
 from tests.accounts import SEED, config_text
@@ -288,6 +288,49 @@ def test_a_file_that_was_damaged_or_renamed_is_found_out(
         (bench.anchors / token_name(1, 2)).write_bytes(bytes(data))
         assert bench.ctl("--check") == 1
         data[at] ^= 1
+
+
+def der(tag: int, content: bytes) -> bytes:
+    """Return an item of X.690 of up to 64 kB."""
+    return bytes([tag, 0x82]) + len(content).to_bytes(2, "big") + content
+
+
+def with_status(answer: bytes, text: str) -> bytes:
+    """Return an answer with this text in its status, which nobody has signed (RFC 3161)."""
+    assert (answer[:2], answer[4:9]) == (b"\x30\x82", bytes.fromhex("3003020100"))
+    status = der(0x30, b"\x02\x01\x00" + der(0x30, der(0x0C, text.encode())))
+    return der(0x30, status + answer[9:])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("well", id="of no matter"),
+        pytest.param("x\nTime stamp: {earlier}\nx", id="with another time"),
+        pytest.param("x\n\nTST info:\nTime stamp: {earlier}\nx", id="that begins the rest"),
+        pytest.param("x\nMessage data:\n    0000 - 00 00   ..", id="with more of a hash"),
+    ],
+)
+def test_l5_a_time_counts_that_is_signed_whatever_stands_before_it(
+    bench: Bench, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.ctl()
+    [token] = tokens(bench.anchors)
+    capsys.readouterr()
+    assert bench.ctl("--check", "--json") == 0
+    [before] = told(capsys)["anchors"]
+    earlier = datetime.fromtimestamp(before["at_s"] - 1, UTC)  # the certificate held then, too
+    spelt = text.format(earlier=f"{earlier:%b %d %H:%M:%S %Y} GMT")
+    token.path.write_bytes(with_status(token.path.read_bytes(), spelt))
+    assert bench.ctl("--check", "--json") == 0
+    assert told(capsys)["anchors"] == [before]
+
+
+@pytest.mark.parametrize("time", ["Dec 31 23:59:60 2026 GMT", "Jan  1 00:00:00 0 GMT"])
+def test_a_time_that_is_in_no_calendar_is_refused(time: str) -> None:
+    text = f"Status: Granted.\n\nTST info:\nHash Algorithm: sha256\nTime stamp: {time}\n"
+    with pytest.raises(TimestampRefusedError, match="in no calendar"):
+        read_imprint(text)
 
 
 def test_without_an_authority_nobody_is_asked(

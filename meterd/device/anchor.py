@@ -61,7 +61,10 @@ class Imprint(NamedTuple):
 def read_imprint(text: str) -> Imprint:
     r"""Return what `openssl ts -reply -text` shows of an answer.
 
-    >>> read_imprint("Status: Granted.\nHash Algorithm: sha256\nMessage data:\n"
+    Of the status before the timestamp nothing is signed, and what an answer says there goes into
+    the text as it is, line ends and all: so the imprint is taken from behind it alone.
+
+    >>> read_imprint("Status: Granted.\n\nTST info:\nHash Algorithm: sha256\nMessage data:\n"
     ...     "    0000 - 61 62 63-64   abcd\nSerial number: 0x02\n"
     ...     "Time stamp: Nov 22 00:00:07.5 2026 GMT\n")
     Imprint(digest=b'abcd', at_s=1795305607)
@@ -74,13 +77,17 @@ def read_imprint(text: str) -> Imprint:
         words = re.search(r"^Status description: (.*)$", text, re.MULTILINE)
         told = (words[1] if words and words[1] != "unspecified" else status and status[1]) or "?"
         raise TimestampRefusedError(f"the authority refuses: {told[:80]}")
-    if "\nHash Algorithm: sha256\n" not in text:
+    signed = "\n" + text.rpartition("\nTST info:\n")[2]
+    if "\nHash Algorithm: sha256\n" not in signed:
         raise TimestampRefusedError("the timestamp is not of a SHA-256 hash")
-    rows = re.findall(r"^ +[0-9a-f]{4} - ((?:[0-9a-f]{2}[ -]){1,16})", text, re.MULTILINE)
-    when = re.search(r"^Time stamp: (\w+ +\d+ [\d:]+)(?:\.\d+)? (\d+) GMT$", text, re.MULTILINE)
+    rows = re.findall(r"^ +[0-9a-f]{4} - ((?:[0-9a-f]{2}[ -]){1,16})", signed, re.MULTILINE)
+    when = re.search(r"^Time stamp: (\w+ +\d+ [\d:]+)(?:\.\d+)? (\d+) GMT$", signed, re.MULTILINE)
     if when is None:
         raise TimestampRefusedError("the timestamp says no time")
-    moment = datetime.strptime(f"{when[1]} {when[2]}", "%b %d %H:%M:%S %Y")  # noqa: DTZ007 - below
+    try:
+        moment = datetime.strptime(f"{when[1]} {when[2]}", "%b %d %H:%M:%S %Y")  # noqa: DTZ007 - below
+    except ValueError as error:  # a leap second, the year 0
+        raise TimestampRefusedError(f"the timestamp's time is in no calendar: {when[1]}") from error
     digest = bytes.fromhex("".join(rows).replace("-", " "))
     return Imprint(digest, int(moment.replace(tzinfo=UTC).timestamp()))
 
