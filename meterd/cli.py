@@ -121,6 +121,11 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def _seen(text: str) -> str:
+    """Return a text without what upsets a terminal: a stranger's words may be in it."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def _tell(prog: str, failures: list[BaseException]) -> int:
     """Print each failure once; return the exit status of the first."""
     known = [
@@ -132,9 +137,9 @@ def _tell(prog: str, failures: list[BaseException]) -> int:
         return EXIT_INTERRUPTED
     told = []
     for failure in known:
-        lines = f"{prog}: error: {failure}\n"
+        lines = f"{prog}: error: {_seen(str(failure))}\n"
         if failure.hint:
-            lines += f"{prog}: hint: {failure.hint}\n"
+            lines += f"{prog}: hint: {_seen(failure.hint)}\n"
         if lines not in told:
             told.append(lines)
     if sys.stderr is not None:

@@ -66,6 +66,12 @@ def test_the_status_of_main_is_the_program_s() -> None:
             "meterctl: hint: look for another meterd: `pgrep -a meterd`\n",
             id="a busy port",
         ),
+        pytest.param(
+            ConfigError("a\x1b[2Jb\r\x9bc", hint="d\x07\ne"),
+            78,
+            "meterctl: error: a?[2Jb??c\nmeterctl: hint: d?\ne\n",
+            id="a stranger's words that would upset a terminal",
+        ),
         pytest.param(OSError("odd"), 74, "meterctl: error: odd\n", id="whatever else fails"),
         pytest.param(
             ExceptionGroup("g", [ExceptionGroup("h", [BusyError("x")]), BusyError("x")]),
