@@ -6,6 +6,10 @@ was changed once that is durable. If power fails between a change and its event 
 version ahead of the account, which the next start says.
 
 Neither a passphrase nor anything personal comes in here: what passes through is sealed.
+
+What anybody of the group may ask for has bounds: so many requests wait, so many events tell of one
+person, and who guesses keeps others of the group from that person's part, and never the operator,
+who has the files and would not guess here.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from meterd.device import vault_events
 from meterd.device.card import CardFullError
+from meterd.device.control_roles import role_of
 from meterd.device.vault import StoredVault
 from meterd.errors import (
     BusyError,
@@ -26,6 +31,7 @@ from meterd.errors import (
     VaultRefusedError,
     WrongPassphraseError,
 )
+from meterd.pins import EVENT_EVERY_MS, Ration
 from meterd.privacy.envelope import KEY_BYTES
 from meterd.privacy.guesses import Guesses
 from meterd.privacy.share import SEALED_OVERHEAD_BYTES, adopt, decode_share, take
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
     from meterd.privacy.share import Share
 
 _T = TypeVar("_T")
+
+REQUESTS_MAX = 16  # under way; of whoever asks and goes, the request is done all the same
 
 
 def listing(vault: Vault, *, bound: bool) -> VaultListReply:
@@ -108,7 +116,10 @@ class VaultDesk:
         self._state, self._device, self._bound = state, device, bound
         self.version = version
         self._record, self._now_ms = record, now_ms
-        self._guesses = Guesses()
+        self._guesses: dict[str, Guesses] = {}  # by role
+        self._reads: dict[str, Ration] = {}  # by person, as the next
+        self._refusals: dict[str, Ration] = {}
+        self._untold: dict[str, int] = {}
         self._one = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._broken: asyncio.Queue[StorageError] = asyncio.Queue()
@@ -178,7 +189,14 @@ class VaultDesk:
     # --- how it is done -----------------------------------------------------------------------
 
     async def _whole(self, work: Coroutine[object, object, _T]) -> _T:
-        """Do `work` to its end, the event included, though whoever asked may go."""
+        """Do `work` to its end, the event included, though whoever asked may go.
+
+        Raises:
+            BusyError: Too much is under way.
+        """
+        if len(self._running) >= REQUESTS_MAX:
+            work.close()
+            raise BusyError("too many ask for the vault at once", hint="try again in a moment")
         task = asyncio.get_running_loop().create_task(self._alone(work), name="vault")
         self._running.add(task)
         task.add_done_callback(self._done)
@@ -201,6 +219,11 @@ class VaultDesk:
     ) -> VaultShareReply:
         share, version = await self._opened(subject, key, uid, purposes)
         if purposes:
+            if not self._reads.setdefault(subject, Ration()).take(self._now_ms()):
+                raise BusyError(
+                    f"{subject} was read too often to write each down",
+                    hint=f"one is taken each {EVENT_EVERY_MS // 1000} s: wait, try again",
+                )
             read = " ".join(record.purpose for record in share.records)
             about = (("subject", subject), ("purpose", read))
             await self._tell(vault_events.READ, about, version, uid)
@@ -236,7 +259,10 @@ class VaultDesk:
             return vault.without(subject, os.urandom), purposes
 
         written, purposes = await self._write(change)
-        self._guesses.right(subject)
+        for guesses in self._guesses.values():
+            guesses.right(subject)
+        for kept in (self._reads, self._refusals, self._untold):
+            kept.pop(subject, None)
         about = (("subject", subject),)
         return await self._changed(vault_events.ERASED, about, written, uid, purposes)
 
@@ -244,7 +270,8 @@ class VaultDesk:
         self, subject: str, key: bytes, uid: int, purposes: tuple[str, ...] = ()
     ) -> tuple[Share, int]:
         """Return a person's share by its passphrase, and the vault's version."""
-        wait_ms = self._guesses.wait_ms(subject, self._now_ms())
+        guesses = self._guesses.setdefault(role_of(uid, own_uid=os.geteuid()), Guesses())
+        wait_ms = guesses.wait_ms(subject, self._now_ms())
         if wait_ms:
             raise BusyError(
                 f"too many wrong passphrases for {subject}",
@@ -255,12 +282,27 @@ class VaultDesk:
                 lambda vault: (take(vault, subject, key, purposes), vault.version - 1)
             )
         except WrongPassphraseError as error:
-            wait_ms = self._guesses.wrong(subject, self._now_ms())
-            await self._tell(vault_events.REFUSED, (("subject", subject),), self.version, uid)
+            wait_ms = guesses.wrong(subject, self._now_ms())
+            await self._tell_refused(subject, uid)
             hint = f"the next is heard in {wait_ms // 1000} s" if wait_ms else "try again"
             raise WrongPassphraseError(str(error), hint=hint) from error
-        self._guesses.right(subject)
+        guesses.right(subject)
         return found
+
+    async def _tell_refused(self, subject: str, uid: int) -> None:
+        """Have an event tell of a wrong passphrase, or the next one how many it left out.
+
+        Who has one passphrase could else bring about as many as they like: the right one in between
+        ends the wait.
+        """
+        untold = self._untold.get(subject, 0)
+        if not self._refusals.setdefault(subject, Ration()).take(self._now_ms()):
+            self._untold[subject] = untold + 1
+            return
+        self._untold.pop(subject, None)
+        more: Details = (("untold", untold),) if untold else ()
+        about = (("subject", subject), *more)
+        await self._tell(vault_events.REFUSED, about, self.version, uid)
 
     async def _changed(
         self, kind: str, about: Details, version: int, uid: int, purposes: list[str]

@@ -22,8 +22,9 @@ from meterd.errors import (
     VaultRefusedError,
     WrongPassphraseError,
 )
+from meterd.pins import EVENT_EVERY_MS, EVENTS_AT_ONCE
 from meterd.privacy.share import decode_share, new_share, take
-from meterd.vault_desk import VaultDesk
+from meterd.vault_desk import REQUESTS_MAX, VaultDesk
 from tests.device.test_control import Meter
 from tests.device.test_vault import DEVICE, KEY, NAME, QUICK, crashed, draw
 
@@ -60,9 +61,11 @@ class Desk:
     def events(self) -> list[tuple[str, Any]]:
         return [each for each in self.done if each[0].startswith("vault_")]
 
-    async def keep(self, share: Share, key: bytes = KEY, *, version: int | None = None) -> Any:  # noqa: ANN401
+    async def keep(
+        self, share: Share, key: bytes = KEY, *, version: int | None = None, uid: int = 0
+    ) -> Any:  # noqa: ANN401
         version = self.desk.version if version is None else version
-        return await self.desk.kept(b64encode(share.encode()).decode(), key.hex(), version, 0)
+        return await self.desk.kept(b64encode(share.encode()).decode(), key.hex(), version, uid)
 
     def share(self, *purposes: str, key: bytes = KEY) -> Share:
         with StoredVault(self.state, DEVICE) as stored:
@@ -264,7 +267,7 @@ def test_the_wait_after_mistakes_holds_for_the_right_passphrase_too_and_ends(des
     desk.now_ms += 7_999
     for asked in (
         desk.desk.taken("s-1", KEY.hex(), ["person"], 1000),
-        desk.keep(desk.share().put(KEY, "person", 2, b"", draw)),
+        desk.keep(desk.share().put(KEY, "person", 2, b"", draw), uid=1000),
     ):
         with pytest.raises(BusyError, match="too many wrong passphrases for s-1") as busy:
             asyncio.run(asked)
@@ -273,7 +276,66 @@ def test_the_wait_after_mistakes_holds_for_the_right_passphrase_too_and_ends(des
     desk.now_ms += 1
     asyncio.run(desk.desk.taken("s-1", KEY.hex(), ["person"], 1000))
     assert desk.events[-1][0] == "vault_read"
-    assert desk.desk._guesses.wait_ms("s-1", desk.now_ms) == 0
+    with pytest.raises(WrongPassphraseError, match="not the passphrase of s-1"):
+        asyncio.run(desk.desk.taken("s-1", wrong, ["person"], 1000))
+    asyncio.run(desk.desk.taken("s-1", KEY.hex(), ["person"], 1000))
+
+
+def test_who_guesses_keeps_the_operator_from_nothing(desk: Desk) -> None:
+    for uid in (1000, 1001, 1002):
+        with pytest.raises(WrongPassphraseError):
+            asyncio.run(desk.desk.taken("s-1", OTHER_KEY.hex(), [], uid))
+    with pytest.raises(BusyError, match="too many wrong"):
+        asyncio.run(desk.desk.taken("s-1", KEY.hex(), [], 1003))
+    for uid in (0, os.geteuid()):
+        asyncio.run(desk.desk.taken("s-1", KEY.hex(), [], uid))
+
+
+async def ask(desk: Desk, key: bytes, *purposes: str) -> str:
+    """Return what becomes of a request: nothing, or the error's name."""
+    try:
+        await desk.desk.taken("s-1", key.hex(), list(purposes), TECHNICIAN)
+    except (BusyError, WrongPassphraseError) as error:
+        return type(error).__name__
+    return ""
+
+
+def test_who_has_a_passphrase_fills_no_card_with_events_of_reading(desk: Desk) -> None:
+    came = [asyncio.run(ask(desk, KEY, "person")) for _ in range(EVENTS_AT_ONCE + 9)]
+    assert came == [""] * EVENTS_AT_ONCE + ["BusyError"] * 9
+    assert len(desk.events) == EVENTS_AT_ONCE
+    desk.now_ms += EVENT_EVERY_MS
+    assert [asyncio.run(ask(desk, KEY, "person")) for _ in range(2)] == ["", "BusyError"]
+
+
+def test_who_has_a_passphrase_fills_no_card_with_events_of_wrong_ones(desk: Desk) -> None:
+    for _ in range(EVENTS_AT_ONCE + 9):
+        assert asyncio.run(ask(desk, OTHER_KEY)) == "WrongPassphraseError"
+        assert asyncio.run(ask(desk, KEY)) == ""
+    assert [kind for kind, _ in desk.events] == ["vault_refused"] * EVENTS_AT_ONCE
+    desk.now_ms += EVENT_EVERY_MS
+    asyncio.run(ask(desk, OTHER_KEY))
+    assert desk.events[-1][1]["untold"] == 9
+    desk.now_ms += EVENT_EVERY_MS
+    asyncio.run(ask(desk, OTHER_KEY))
+    assert "untold" not in desk.events[-1][1]
+
+
+def test_requests_whose_askers_have_gone_do_not_heap_up(desk: Desk) -> None:
+    async def come_and_go() -> int:
+        loop = asyncio.get_running_loop()
+        with StoredVault(desk.state, DEVICE):  # it answers, in a moment, that it is busy
+            for _ in range(50 * REQUESTS_MAX):
+                asked = loop.create_task(ask(desk, KEY))
+                await asyncio.sleep(0)
+                asked.cancel()
+                await asyncio.gather(asked, return_exceptions=True)
+            waiting = list(desk.desk._running)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return len(waiting)
+
+    assert 0 < asyncio.run(come_and_go()) <= REQUESTS_MAX
+    assert asyncio.run(ask(desk, KEY)) == ""
 
 
 @pytest.mark.parametrize(
