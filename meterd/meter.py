@@ -168,7 +168,7 @@ class Meter:
         self._events_handed_over = self._events_durable = 0
         self._sealed: list[tuple[int, bytes]] = []
         self._rung, self._heard_ms = True, 0
-        self._stopping = self.begins_anew = self.changed = False
+        self._stopping = self._told_to_stop = self.begins_anew = self.changed = False
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._committed_ms = 0
         self._said = ""
@@ -225,7 +225,7 @@ class Meter:
         def stop(_number: int, _frame: FrameType | None) -> None:
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            self._stopping, self.changed = True, False
+            self._stopping = self._told_to_stop = True
             loop.call_soon_threadsafe(self._wake.set)
 
         # Not the loop's own handlers: it would put back the default as it closes, and a second
@@ -249,7 +249,7 @@ class Meter:
                 for task in others:
                     task.cancel()
         finally:
-            if self.changed:  # it goes on at once: a signal that comes between waits till then
+            if self.starts_anew:  # at once: a signal that comes between waits till then
                 signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             else:
                 for number in STOP_SIGNALS:
@@ -669,6 +669,11 @@ class Meter:
     def stamp(self) -> Stamp:
         """Return the present instant."""
         return self._clock.stamp()
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether another run has to follow in this process: not where it was told to stop."""
+        return (self.begins_anew or self.changed) and not self._told_to_stop
 
     @property
     def state_folder(self) -> Path:

@@ -103,7 +103,7 @@ def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
         asyncio.run(meter.run())
     finally:
         os.close(held)
-    return meter.begins_anew or meter.changed
+    return meter.starts_anew
 
 
 @contextmanager

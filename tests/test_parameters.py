@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
@@ -19,7 +20,7 @@ from meterd.ledger.parameters import Command, sign_command, verify_command
 from meterd.parameters import Desk
 from tests import street
 from tests.accounts import flag_names
-from tests.daemon_kit import Cable, line, make_house
+from tests.daemon_kit import Cable, line, make_house, strace
 from tests.parameters_kit import (
     JO,
     OWNER,
@@ -240,6 +241,30 @@ def test_a_stop_that_comes_with_a_change_ends_the_meter(house: House, cable: Cab
             desk(house).call("Change", command=signed(change))
             time.sleep(0.16 + 0.025 * number)  # before it starts anew, while, and after
             assert meter.stop() == 0
+    house.verify_good()
+
+
+def test_a_stop_that_comes_before_a_change_is_durable_ends_the_meter(
+    house: House, cable: Cable, tmp_path: Path
+) -> None:
+    """The answer that follows the stop may not undo it, however slow the card is."""
+    slow = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=600ms")
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000, count=1)
+        told = commission(house)
+        meter.stop()
+    with house.run(wrap=strace(*slow, out=tmp_path / "trace")) as meter:
+        meter.hear("port_opened")
+        house.ask().call("Command", certificate="", serial=0, command="first")  # makes a segment
+        change = signed(command(told, {"clamp.1.scale": "1.5"}))
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(desk(house).call, "Change", command=change)
+            time.sleep(0.3)  # it is accepted, and being written
+            assert meter.stop() == 0
+            assert isinstance(asked.exception(), MeterdError) or asked.result()["by"] == "owner"
+    assert "(DELAYED)" in (tmp_path / "trace").read_text()
+    assert len(events(house, "parameters")) == 3  # of the first start, commissioned, changed
     house.verify_good()
 
 
