@@ -2,7 +2,8 @@
 
 The kernel then refuses whoever has the meter's rights, and not root's, to shorten or remove what
 is written (`chattr +a`, ext4 and its like). Only who has CAP_LINUX_IMMUTABLE clears that flag: a
-timer, for a segment of samples that a sealed event of the account names, and for no other file.
+timer, for a segment of samples that a sealed event of the account names, and for no other file:
+what lies at that name is looked at first, since whoever has the meter's rights may rename folders.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,14 +19,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from meterd.device.archive import segment_name, segment_numbers
 from meterd.device.card import sync_folder
 from meterd.device.prune import told_segments
-from meterd.errors import DeniedError, StorageError
-from meterd.ledger.segment import STREAMS
+from meterd.errors import DeniedError, EncodingError, LedgerDamagedError, StorageError
+from meterd.ledger.row import LINK_BYTES
+from meterd.ledger.segment import HEADER_BYTES_MAX, STREAMS, SampleHeader, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from meterd.ledger.chain import Chain
+    from meterd.ledger.pruning import Pruned
 
 _GET_FLAGS, _SET_FLAGS = 0x8008_6601, 0x4008_6602  # linux/fs.h, FS_IOC_GETFLAGS, 64 bits
 _APPEND = 0x20  # FS_APPEND_FL
@@ -62,33 +66,40 @@ def set_append_only(path: Path, *, wanted: bool) -> bool:
         StorageError: The card failed.
     """
     with _opened(path) as descriptor:
-        flags = _flags(descriptor)
-        if flags is None:
-            return False
-        new = flags | _APPEND if wanted else flags & ~_APPEND
-        if new != flags:
-            try:
-                fcntl.ioctl(descriptor, _SET_FLAGS, struct.pack("l", new))
-            except PermissionError as error:
-                raise DeniedError(
-                    f"no permission to make {path} append-only, or to undo it",
-                    hint="meterd-prune.service has it (CAP_LINUX_IMMUTABLE); so has root",
-                ) from error
-            except OSError as error:
-                raise StorageError(f"{path}: {error.strerror}") from error
+        return _set(descriptor, path, wanted=wanted)
+
+
+def _set(descriptor: int, path: Path, *, wanted: bool) -> bool:
+    flags = _flags(descriptor)
+    if flags is None:
+        return False
+    new = flags | _APPEND if wanted else flags & ~_APPEND
+    if new != flags:
+        try:
+            fcntl.ioctl(descriptor, _SET_FLAGS, struct.pack("l", new))
+        except PermissionError as error:
+            raise DeniedError(
+                f"no permission to make {path} append-only, or to undo it",
+                hint="meterd-prune.service has it (CAP_LINUX_IMMUTABLE); so has root",
+            ) from error
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}") from error
     return True
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Not blocking: a pipe in the place of a segment would hold the timer up.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except PermissionError as error:
         hint = "run as the account's owner, or with sudo"
         raise DeniedError(f"no permission to read {path}", hint=hint) from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StorageError(f"{path} is no file")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -114,7 +125,8 @@ def finish(state: Path, chain: Chain) -> Finished:
         chain: Whose account it is.
 
     Raises:
-        LedgerDamagedError: The events do not hold: nothing was removed.
+        LedgerDamagedError: The events do not hold: nothing was removed. Or something else than what
+            was pruned lies there, append-only: it stays.
         DeniedError: The files are not this user's to remove, or to make append-only.
         StorageError: The card failed. The account is good as it is.
     """
@@ -125,7 +137,7 @@ def finish(state: Path, chain: Chain) -> Finished:
     freed_bytes = 0
     for number in going:
         path = state / "samples" / segment_name(number)
-        freed_bytes += _remove(path)
+        freed_bytes += _remove(path, told[number], chain)
     if going:
         sync_folder(state / "samples")
     protected, supported = 0, True
@@ -150,10 +162,17 @@ def _settle_events(state: Path) -> None:
     sync_folder(folder)
 
 
-def _remove(path: Path) -> int:
-    set_append_only(path, wanted=False)
+def _remove(path: Path, pruned: Pruned, chain: Chain) -> int:
+    with _opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if (_flags(descriptor) or 0) & _APPEND:
+            if not _is_that(descriptor, pruned, chain):
+                raise LedgerDamagedError(
+                    f"{path} is not the segment that was pruned: it stays",
+                    hint="somebody has renamed files: `meterctl verify`, and keep a copy",
+                )
+            _set(descriptor, path, wanted=False)
     try:
-        size = path.stat().st_size
         path.unlink()
     except PermissionError as error:
         raise DeniedError(
@@ -162,3 +181,19 @@ def _remove(path: Path) -> int:
     except OSError as error:
         raise StorageError(f"remove {path}: {error.strerror}") from error
     return size
+
+
+def _is_that(descriptor: int, pruned: Pruned, chain: Chain) -> bool:
+    """Return whether a file is the segment that an event names, down to its last row's link."""
+    try:
+        header, begin = read_header(os.pread(descriptor, HEADER_BYTES_MAX, 0), "samples")
+    except EncodingError:
+        return False
+    assert isinstance(header, SampleHeader)  # noqa: S101 - of that stream
+    end = begin + pruned.rows * header.row_bytes
+    return (header.genesis, header.meter, header.number, pruned.digest[:LINK_BYTES]) == (
+        chain.genesis,
+        chain.meter,
+        pruned.segment,
+        os.pread(descriptor, LINK_BYTES, end - LINK_BYTES),
+    )

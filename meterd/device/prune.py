@@ -236,14 +236,21 @@ def remove(operations: tuple[Operation, ...]) -> None:
         raise
 
 
-def told_segments(state: Path, chain: Chain) -> set[int]:
-    """Return the samples segments that sealed events of the account tell of as pruned.
+def told_segments(state: Path, chain: Chain) -> dict[int, Pruned]:
+    """Return the samples segments that sealed events of the account tell of as pruned, by number.
 
     Raises:
         LedgerDamagedError: The events do not hold.
         StorageError: The card cannot be read.
     """
-    return set(_read_events(state, chain)[0])
+    try:
+        events = (
+            decode_event(body) for body in _bodies(state, "events", chain) if b"pruned" in body
+        )
+        said = [read_pruned(event, chain) for event in events if event.kind == "pruned"]
+    except EncodingError as error:
+        raise LedgerDamagedError(f"an event cannot be read: {error}", hint=_HINT) from error
+    return {pruned.segment: pruned for pruned in said}
 
 
 def _sample_file(state: Path, number: int) -> SampleFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from meterd.device import append_only
 from meterd.device.append_only import finish, is_append_only, set_append_only
 from meterd.device.archive import segment_name
 from meterd.device.card import Card
-from meterd.device.prune import prune_stopped
+from meterd.device.prune import prune_stopped, told_segments
 from meterd.errors import DeniedError, LedgerDamagedError, StorageError
 from meterd.ledger.segment import STREAMS
 from tests.accounts import config_text
@@ -90,9 +90,9 @@ def test_the_events_are_durable_before_a_file_goes(
         done.append("settle")
         settle(state)
 
-    def remove_noted(path: Path) -> int:
+    def remove_noted(path: Path, *rest: Any) -> int:  # noqa: ANN401 - passed on
         done.append("remove")
-        return remove(path)
+        return remove(path, *rest)
 
     monkeypatch.setattr(append_only, "_settle_events", settle_noted)
     monkeypatch.setattr(append_only, "_remove", remove_noted)
@@ -122,6 +122,37 @@ def test_events_that_do_not_hold_remove_nothing(stored: Stored) -> None:
     with pytest.raises(LedgerDamagedError):
         finish(stored.state, stored.chain)
     assert stored.files == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("stream", ["blocks", "events"])
+@pytest.mark.parametrize("by_link", [False, True])
+def test_whoever_exchanges_folders_has_nothing_else_removed(
+    stored: Stored, stream: str, by_link: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meter's own user may rename the folders, though not the files that are protected."""
+    finish(stored.state, stored.chain)
+    with pytest.raises(DeniedError, match="files stay"):
+        prune_stopped(stored.state, stored.chain, BEGIN_S + DAY_S)
+    told = told_segments(stored.state, stored.chain)
+    monkeypatch.setattr(append_only, "told_segments", lambda *_: told)  # exchanged after a look
+    before = {path.name: path.read_bytes() for path in (stored.state / stream).iterdir()}
+    (stored.state / "samples").rename(stored.state / "apart")
+    if by_link:
+        (stored.state / "samples").symlink_to(stored.state / stream)
+    else:
+        (stored.state / stream).rename(stored.state / "samples")
+        (stored.state / stream).mkdir()
+    with pytest.raises(LedgerDamagedError, match="is not the segment that was pruned: it stays"):
+        finish(stored.state, stored.chain)
+    there = stored.state / "samples"
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == before
+    assert is_append_only(there / segment_name(1))
+
+
+def test_a_pipe_in_the_place_of_a_segment_holds_nothing_up(stored: Stored) -> None:
+    os.mkfifo(stored.state / "blocks" / segment_name(99))
+    with pytest.raises(StorageError, match="is no file"):
+        finish(stored.state, stored.chain)
 
 
 def test_who_may_not_is_told(stored: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
