@@ -11,12 +11,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterd.access import LETTERS_MAX
 from meterd.ctl.options import STATE_DEFAULT
 from meterd.ctl.session import Asked, HungUp, Session, main, perform, read_entry
 from meterd.ctl.technician_certificate import (
@@ -422,6 +424,19 @@ def test_a5_what_changes_something_is_in_journal_and_account_before_it_is_done()
         "technician_command",
         "technician_result",
     ]
+
+
+def test_a5_the_longest_line_is_one_that_the_account_takes() -> None:
+    account = Account()
+    desk = visit(account)
+    desk.session.enter()
+    line = "calibrate --json --clamp mains-a-long-name-of-32-letters- --seconds 999999 --text "
+    line += "x" * 2500
+    assert desk.session.do(line) == 0
+    command = str(account.told[1][1]["command"])
+    assert len(command) <= LETTERS_MAX, "or `Access` refuses it, and nothing is ever applied"
+    assert f"(2500 letters, SHA-256 {sha256(b'x' * 2500).hexdigest()})" in command
+    assert desk.done[0][0][-1] == "x" * 2500
 
 
 def test_a5_without_a_daemon_a_session_looks_and_changes_nothing() -> None:

@@ -41,7 +41,7 @@ from meterd.ctl.technician_certificate import (
     decode_entry,
     fingerprint,
 )
-from meterd.ctl.technician_commands import HELP, HINT, changes, chosen, help_lines, shown
+from meterd.ctl.technician_commands import HELP, HINT, changes, chosen, help_lines, recorded, shown
 from meterd.device.control_client import ControlClient
 from meterd.device.systemd import log_event, record_logger
 from meterd.errors import AbsentError, DeniedError, EncodingError, MeterdError, UsageError
@@ -204,7 +204,7 @@ class Session:
         self.record(logging.INFO, "technician_command", **about)
         try:
             if changes(arguments):
-                self._record_change(" ".join(arguments))
+                self._record_change(recorded(arguments))
             status = self._perform(arguments)
         except BaseException as error:
             self.record(logging.WARNING, "technician_result", **about, result=type(error).__name__)

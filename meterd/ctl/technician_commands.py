@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from hashlib import sha256
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LINE_LETTERS_MAX = 2600  # a signed command of `calibrate` is about 500, of many changes 2,500
 SHOWN_LETTERS_MAX = 200  # of a line that is refused: enough to see what was tried
+VALUE_LETTERS_MAX = 80  # of a value, in the account, which takes 400 letters of a command
 OPTIONS_LETTERS = 69  # of a line of the help, behind the names
 HINT = "`help` lists what can be asked for here"
 
@@ -138,6 +140,22 @@ def changes(arguments: Sequence[str]) -> bool:
     """Return whether what `chosen` returned changes anything."""
     offer = OFFERS.get(name_of(arguments))
     return offer is not None and offer.changes
+
+
+def recorded(arguments: Sequence[str]) -> str:
+    """Return what `chosen` returned as the account has it, which is for ever, and has bounds.
+
+    A signed command that is taken is in the account whole, in an event of its own.
+
+    >>> recorded(("calibrate", "--text", "0o" * 100))[:39]
+    'calibrate --text 0o0o0o0o0o0o0o0o...(20'
+    """
+    return " ".join(
+        word
+        if len(word) <= VALUE_LETTERS_MAX
+        else f"{word[:16]}...({len(word)} letters, SHA-256 {sha256(word.encode()).hexdigest()})"
+        for word in arguments
+    )
 
 
 def _options(name: str, offer: Offer, words: list[str]) -> list[str]:
