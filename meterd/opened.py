@@ -15,7 +15,10 @@ from meterd.device.keys import load_seals, seals_kept
 from meterd.device.recovery import recover
 from meterd.device.vault import checked_version
 from meterd.device.vault_events import DETAIL, version_named
-from meterd.errors import ConfigError, EncodingError
+from meterd.errors import ConfigError, EncodingError, LedgerDamagedError
+from meterd.ledger.account import decode_parameters
+from meterd.ledger.parameters import OWNER_KEY
+from meterd.ledger.succession import BrokenSuccessionError, check_follows
 from meterd.since import Started, changes, unclean
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from meterd.config import Settings
     from meterd.device.card import Card
     from meterd.device.recovery import Recovered
-    from meterd.ledger.account import Genesis
+    from meterd.ledger.account import Genesis, Parameters
     from meterd.ledger.event import Details, Event
     from meterd.since import Last
 
@@ -136,6 +139,7 @@ def open_account(
             hint="the interval is the network's: set meter.interval_s to it",
         )
     recovered = recover(state, chain, card=card)
+    _check_records(recovered, roster)
     records = recovered.found.parameters.values()
     newest = max(records, key=lambda record: record.sequence, default=None)
     held = in_force(settings, newest.settings if newest else ())
@@ -152,3 +156,37 @@ def open_account(
         pairs=held.pairs,
         differs=held.differs,
     )
+
+
+def _check_records(recovered: Recovered, roster: Roster) -> None:
+    """See that each parameter record since the checkpoint follows from the one before.
+
+    Raises:
+        LedgerDamagedError: One does not: somebody has written it who may not.
+    """
+    known = map(decode_parameters, recovered.checkpoint.start.parameters)
+    before = max(known, key=lambda record: record.sequence, default=None)
+    for event in recovered.found.events:
+        if event.kind != "parameters":
+            continue
+        after = decode_parameters(event.bytes_of("record"))
+        message = dict(event.details).get("command", b"")
+        try:
+            if before is not None:
+                signed = message if isinstance(message, bytes) else b"?"
+                check_follows(before, after, signed, _owners(before, roster))
+        except BrokenSuccessionError as error:
+            raise LedgerDamagedError(
+                f"event {event.number}: {error}",
+                hint="somebody wrote it into the account: keep a copy, see `meterctl verify`",
+            ) from error
+        before = after
+
+
+def _owners(record: Parameters, roster: Roster) -> list[bytes]:
+    """Return the keys that a command may rest on, or may have rested on once."""
+    if roster.distributor is None:
+        return [bytes.fromhex(dict(record.settings).get(OWNER_KEY, ""))]
+    name = roster.distributor[0]
+    chains = (chain for (of, _), chain in roster.chains.items() if of == name)
+    return [key for chain in chains for _, key in chain.keys]

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterd.authority.roster import found
+from meterd.device.card import Card
+from meterd.device.log import Log
 from meterd.device.recovery import recover
-from meterd.errors import ConfigError, DeniedError, MeterdError, UsageError
+from meterd.errors import AccountRefusedError, ConfigError, DeniedError, MeterdError, UsageError
+from meterd.init import read_genesis
 from meterd.ledger.account import decode_parameters
 from meterd.ledger.chain import open_chain
+from meterd.ledger.event import Event
 from meterd.ledger.parameters import Command, sign_command, verify_command
 from meterd.parameters import Desk
 from tests import street
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from meterd.ledger.event import Event
     from tests.daemon_kit import House
 
 POLLING_MS = 100
@@ -266,6 +269,53 @@ def test_a_stop_that_comes_before_a_change_is_durable_ends_the_meter(
     assert "(DELAYED)" in (tmp_path / "trace").read_text()
     assert len(events(house, "parameters")) == 3  # of the first start, commissioned, changed
     house.verify_good()
+
+
+def forge(house: House, **changed: str) -> None:
+    """Write behind the account, as whoever has the card can, another parameter record."""
+    chain = open_chain(read_genesis(house.state), "kitchen-12")
+    recovered = recover(house.state, chain)
+    found = recovered.found
+    newest = max(found.parameters.values(), key=lambda record: record.sequence)
+    settings = dict(newest.settings) | {
+        key.replace("_", "."): text for key, text in changed.items()
+    }
+    pairs = tuple((key, text) for key, text in settings.items() if text)
+    record = replace(newest, sequence=newest.sequence + 1, settings=pairs)
+    count = found.events_before(recovered.checkpoint.start) + len(found.events)
+    log = Log(
+        house.state,
+        genesis=chain.genesis,
+        meter=chain.meter,
+        incarnation=chain.incarnation,
+        draw_secret=lambda _stream, _number: bytes(32),
+        ends=found.ends,
+        events=count,
+        open_rows=[],
+    )
+    details = (("record", record.encode()),)
+    log.add_event(Event(number=count + 1, boot_ms=1, wall_ms=1, kind="parameters", details=details))
+    Card().perform(log.take_operations())
+
+
+@pytest.mark.parametrize("forged", [{"clamp_1_scale": "0.5"}, {"signed_commissioned": ""}])
+def test_s3_a_record_that_was_written_on_the_card_is_not_gone_by(
+    house: House, cable: Cable, forged: dict[str, str]
+) -> None:
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000)
+        commission(house)
+        say(house, cable, 1000)
+        meter.stop()
+    with house.run() as meter:
+        meter.hear("port_opened")
+        meter.stop()
+    house.verify_good()
+    forge(house, **forged)
+    with house.run() as meter:
+        assert meter.end() == AccountRefusedError.exit_code
+        assert "without a signed command" in meter.said
 
 
 def test_a_second_change_waits_for_the_first(house: House, cable: Cable) -> None:

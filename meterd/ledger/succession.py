@@ -1,0 +1,94 @@
+"""Whether each parameter record follows from the one before, once a command alone changes them.
+
+The account's own events say how parameters came about, and whoever can write the card can write an
+event behind the last block, which no seal covers yet. So a start does not take the newest record
+because it stands there: it takes it where the one before was not signed for, or is the same under
+another software, or a signed command leads from the one to the other. The clock of an event is the
+card's word, too: whether a technician's grant still held was judged when the command came.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterd.errors import EncodingError
+from meterd.ledger.encoding import take_apart
+from meterd.ledger.parameters import (
+    COMMISSIONED,
+    FILE,
+    CommandRefusedError,
+    decode_command,
+    decode_grant,
+    split,
+    verify_command,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterd.ledger.account import Parameters
+
+THE_NETWORKS = frozenset({"meter.interval_s"})  # an order changes it, and needs no command
+
+
+class BrokenSuccessionError(CommandRefusedError):
+    """A parameter record stands in the account that nothing signed leads to."""
+
+
+def check_follows(
+    before: Parameters, after: Parameters, message: bytes, owners: Iterable[bytes]
+) -> None:
+    """See that one record follows from another.
+
+    Args:
+        before: The record in force until then.
+        after: The next that the account has.
+        message: The sealed command that the event of the next one holds; empty where it has none.
+        owners: Public keys that commands may rest on, or have rested on.
+
+    Raises:
+        BrokenSuccessionError: Nothing leads there.
+    """
+    if before == after or COMMISSIONED not in dict(before.settings):
+        return
+    if after.sequence != before.sequence + 1:
+        raise _broken(after, f"it comes after {before.sequence}")
+    if not message:
+        _check_same(before, after)
+        return
+    reason = "nobody's key is known"
+    for owner in owners:
+        try:
+            accepted = verify_command(message, before, owner, _when_granted(message))
+        except CommandRefusedError as error:
+            reason = str(error)
+            continue
+        settings, signed = map(dict, split(after.settings))
+        signed.pop(FILE, None)
+        signed_for = {key: value for key, value in accepted.signed.items() if key != FILE}
+        if (settings, signed) != (accepted.settings, signed_for):
+            raise _broken(after, "its command says otherwise")
+        return
+    raise _broken(after, reason)
+
+
+def _check_same(before: Parameters, after: Parameters) -> None:
+    """See that no value has changed; another software may have more of them, or fewer."""
+    old, new = dict(before.settings), dict(after.settings)
+    keys = old.keys() & new.keys() if before.software_id != after.software_id else {*old, *new}
+    kept = {key for key in old if key.startswith("signed.")}
+    for key in sorted((keys | kept) - THE_NETWORKS):
+        if old.get(key) != new.get(key):
+            raise _broken(after, f"it changes {key[:40]} without a signed command")
+
+
+def _when_granted(message: bytes) -> int | None:
+    try:
+        grant = decode_command(take_apart(message).payload).grant
+        return decode_grant(take_apart(grant).payload).not_before_s if grant else None
+    except EncodingError:
+        return None
+
+
+def _broken(record: Parameters, reason: str) -> BrokenSuccessionError:
+    return BrokenSuccessionError(f"parameter record {record.sequence} is not in force: {reason}")
