@@ -278,8 +278,10 @@ def open_files(state: Path, before_s: float) -> int | None:
     found = 0
     for path in (path for stream in STREAMS for path in (state / stream).glob("*")):
         try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_mtime >= before_s:
+            # Not blocking: the meter's user may have left a pipe there, and this may be root.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                seen = os.fstat(file.fileno())
+                if seen.st_mtime >= before_s or not stat.S_ISREG(seen.st_mode):
                     continue
                 [flags] = struct.unpack("l", fcntl.ioctl(file.fileno(), _GET_FLAGS, bytes(8)))
         except OSError as error:
@@ -508,9 +510,12 @@ def _brokers(where: Where, settings: Settings) -> tuple[Broker, ...]:
 
 
 def _bare(url: str) -> str:
-    parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}:{_port_of(url)}"
+    try:
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{parts.scheme}://{host}:{_port_of(url)}"
+    except ValueError:  # the peer process says it, and may say anything
+        return "a broker without a proper address"
 
 
 def _port_of(url: str) -> int:

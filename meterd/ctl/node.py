@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import stat
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -249,9 +250,15 @@ def _node_of(path: Path) -> str:
 
 
 def read_shown(line: Path) -> Shown | None:
-    """Return what the peer process wrote last, if it is there and has its shape."""
+    """Return what the peer process wrote last, if it is there and has its shape.
+
+    That process has the network: what it leaves there may be a pipe without an end, or a link.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with (line / PEER_FILE).open("rb") as file:
+        with os.fdopen(os.open(line / PEER_FILE, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             data = file.read(SHOWN_BYTES_MAX + 1)
             written_s = os.fstat(file.fileno()).st_mtime
         told = json.loads(data)
@@ -267,7 +274,7 @@ def read_shown(line: Path) -> Shown | None:
         standing = [one for meter in told["alarms"] for one in meter["standing"]]
         if not all(isinstance(one[key], kind) for one in standing for key, kind in _STANDING):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return Shown(_plain(told), int(time.time() - written_s))
 
