@@ -31,7 +31,8 @@ def recent_events(state: Path, since_s: int, count: int) -> tuple[tuple[Happened
         The newest `EVENTS_MAX` of them, the oldest first; and how many more there are.
     """
     folder = state / "events"
-    found: list[Happened] = []
+    found: list[Happened] = []  # the newest alone, however far back somebody asks
+    many = 0
     for number in reversed(segment_numbers(folder)):
         events = _events_in(folder / segment_name(number))
         here = [
@@ -39,10 +40,11 @@ def recent_events(state: Path, since_s: int, count: int) -> tuple[tuple[Happened
             for event in events
             if event.number <= count and event.wall_ms >= since_s * 1000
         ]
-        found[:0] = here
+        many += len(here)
+        found = (here + found)[-EVENTS_MAX:]
         if events and not here and events[-1].number <= count:
             break
-    return tuple(found[-EVENTS_MAX:]), max(0, len(found) - EVENTS_MAX)
+    return tuple(found), many - len(found)
 
 
 def _events_in(path: Path) -> list[Event]:
