@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from meterd.device.control import ControlServer
@@ -35,7 +36,8 @@ async def serve(meter: Meter, path: Path) -> None:
     meter.book.told = meter.alarms.beside(answers.tell)
     device = meter.opened_as.device
     vault = None if device is None else _vault_desk(meter, device)
-    server = ControlServer(path, answers, vault=vault, beside=ParametersInterface(parameters))
+    beside = partial(ParametersInterface, parameters)
+    server = ControlServer(path, answers, vault=vault, beside=beside)
     async with asyncio.TaskGroup() as tasks:
         if vault is not None:
             tasks.create_task(vault.watch(), name="watch the vault")

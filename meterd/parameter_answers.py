@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from meterd.device.control import Feed
-from meterd.errors import UsageError
+from meterd.device.control_roles import may_commission
+from meterd.errors import DeniedError, UsageError
 from meterd.ledger.parameters import COMMAND_BYTES_MAX, split
 
 if TYPE_CHECKING:
@@ -84,9 +85,15 @@ class ParameterAnswers:
                 meter.desk.obey(message, meter.neighbours.roster, meter.stamp())
             )
 
-    async def commission(self, record: str, owner: str) -> ChangedReply:
-        """Let the meter be commissioned; it is durable before this returns."""
+    async def commission(self, record: str, owner: str, role: str) -> ChangedReply:
+        """Let the meter be commissioned by whoever has a role; durable before this returns."""
         hashed, key, meter = _bytes_of(record, "record"), _bytes_of(owner, "owner"), self._meter
+        distributor = meter.neighbours.roster.distributor is not None
+        if not may_commission(role, distributor=distributor, owner=bool(key)):
+            raise DeniedError(
+                "a technician commissions a meter whose distributor is known, and names no owner",
+                hint="its operator does this one: `sudo meterctl commission --owner PUBLIC`",
+            )
         async with self._changing:
             return await self._changed(meter.desk.commission(hashed, key, meter.neighbours.roster))
 

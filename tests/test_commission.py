@@ -96,6 +96,7 @@ SIXTEEN = " ".join(["1"] * 16)
         (rules.clock(STATUS | {"clock": "R"}), "bad", "not set -> see that a time server"),
         (rules.enrolment(STATUS, TOLD, "5f"), "good", "a network of its own, an owner's key"),
         (rules.enrolment(STATUS, TOLD, ""), "bad", "-> make its owner's key"),
+        (rules.enrolment(STATUS, TOLD, "", operator=False), "bad", "-> its operator commissions"),
         (
             rules.enrolment(STATUS | {"neighbours": STREET}, TOLD | {"distributor": "grid-co"}, ""),
             "good",
@@ -325,6 +326,19 @@ def test_a_meter_is_commissioned_once(running: Running, ctl: Ctl) -> None:
     assert len(events(house, "commissioned")) == 1
 
 
+def test_a5_the_record_names_the_certificate_whose_session_it_is(
+    running: Running, ctl: Ctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METERD_TECHNICIAN", "jo/17")
+    answers = ("--answers", "load=skip,zero=skip", "--yes", "--json")
+    refused = run(ctl, running.house, *answers)
+    [step] = (step for step in refused.json["steps"] if step["name"] == "enrolment")
+    assert (refused.status, "operator commissions it" in step["todo"]) == (1, True)
+    said = run(ctl, running.house, *answers, "--owner", PUBLIC)
+    assert said.status == 0, said.err
+    assert "by certificate jo, serial 17" in said.json["text"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -341,6 +355,14 @@ def test_what_is_put_wrongly_is_said(
     said = run(ctl, running.house, *arguments)
     assert (said.status, said.out) == (64, "")
     assert message in said.err
+
+
+def test_without_a_terminal_and_a_yes_nothing_is_commissioned(running: Running, ctl: Ctl) -> None:
+    house = running.house
+    said = run(ctl, house, "--answers", "load=skip,zero=skip", "--owner", PUBLIC)
+    assert said.status == 64
+    assert "there is no terminal to ask at: the meter is not commissioned" in said.err
+    assert events(house, "commissioned") == []
 
 
 def test_the_help_has_examples_in_eighty_columns(ctl: Ctl) -> None:

@@ -570,6 +570,7 @@ def test_what_is_offered_is_understood_by_the_tool(tmp_path: Path) -> None:
     values |= {"--key": "0" * 64, "--head": f"1:{'0' * 64}", "--clamp": "mains", "--seconds": "1"}
     values |= {"--reference-w": "1", "--reference-wh": "1", "--text": "A" * 100}
     values["--since"] = "2026-11-01"
+    values["--answers"] = "load=on,zero=skip"
     for name, offer in OFFERS.items():
         words = name.split()
         for option, pattern in offer.options.items():

@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.ctl import commission_rules as rules
 from meterd.ctl.calibrate_rules import clamp_number
+from meterd.ctl.commission_progress import (
+    forget_progress,
+    keep_progress,
+    progress_path,
+    read_progress,
+)
+from meterd.ctl.in_session import technician
 from meterd.ctl.node import line_of, read_shown
 from meterd.ctl.options import add_json, add_socket, add_state, hex_bytes, positive, socket_of
-from meterd.ctl.owner import as_owner
 from meterd.ctl.parameters import desk_of
 from meterd.ctl.show import kwh, register_name, register_unit, utc
 from meterd.device.control_client import ControlClient
@@ -33,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SECONDS_DEFAULT = 20
-PROGRESS_FILE = "commissioning.json"
-PROGRESS_BYTES_MAX = 65_536
 READINGS_MAX = 10_000
 RETURN_S_MAX = 15.0  # until a meter that starts anew answers again; it takes less than one
 LOOK_S = 0.2
@@ -51,7 +55,8 @@ hands is kept. When all is good it writes a record to print, and its hash into
 the account: from then on parameters change by `meterctl calibrate` alone.
 
 A meter without a distributor needs its owner's public key (--owner): make one
-with `meterctl calibrate key -o owner.key`, and keep it elsewhere.
+with `meterctl calibrate key -o owner.key`, and keep it elsewhere. Root alone
+names it; where a distributor is known, a technician commissions as well.
 
 exit status: 0 commissioned, 1 something is bad, 69 no meter answers
 
@@ -126,14 +131,13 @@ class _Session:
         self._control = ControlClient(socket_of(options))
         self._desk = desk_of(options)
         self._asks = not options.yes and sys.stdin is not None and sys.stdin.isatty()
-        self._path: Path = options.state / PROGRESS_FILE
-        self._kept = {} if options.again else self._read_kept()
-        self.told: dict[str, Any] = {}
+        self.told: dict[str, Any] = self._desk.call("Show")
+        self._kept = {} if options.again else read_progress(options.state, _about(self.told))
         self.status: dict[str, Any] = {}
 
     def steps(self) -> list[rules.Step]:
         """Go through the steps, showing each; those behind a board that is silent are left out."""
-        self.told, self.status = self._desk.call("Show"), self._control.call("Status")
+        self.status = self._control.call("Status")
         if COMMISSIONED in self.told["signed"] and not self._options.check:
             raise UsageError(
                 f"{self.told['meter']} is commissioned already",
@@ -154,7 +158,7 @@ class _Session:
         has_vault = (self._options.state / VAULT).is_dir()
         found += [
             rules.clock(self.status),
-            rules.enrolment(self.status, self.told, self.owner),
+            rules.enrolment(self.status, self.told, self.owner, operator=not technician()),
             rules.peers(self.status, self._heard()),
             rules.vault(secret=has_vault and find_device_key() is not None, used=has_vault),
             rules.case(self.told, alarms),
@@ -220,33 +224,20 @@ class _Session:
 
     # --- what is kept between runs ------------------------------------------------------------
 
-    def _read_kept(self) -> dict[str, dict[str, str]]:
-        try:
-            with self._path.open("rb") as file:
-                kept = json.loads(file.read(PROGRESS_BYTES_MAX))
-            if kept["record"] != self._desk.call("Show")["record"]:
-                return {}  # under other parameters: to be seen again
-            steps: dict[str, dict[str, str]] = kept["steps"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        return steps
-
     def _keep(self, step: rules.Step) -> None:
         self._kept[step.name] = {"found": step.found, "todo": step.todo}
-        said = {"record": self.told["record"], "steps": self._kept}
         try:
-            with as_owner(self._options.state):
-                self._path.write_text(json.dumps(said) + "\n", encoding="utf-8")
+            keep_progress(self._options.state, _about(self.told), self._kept)
         except OSError as error:
-            _say_hint(f"{self._path} cannot be written ({error.strerror}): it is asked for again")
+            _say_hint(f"{step.name} cannot be kept ({error.strerror}): it is asked for again")
 
     def done(self) -> None:
         """Forget what was kept: the record has it now."""
         try:
-            with as_owner(self._options.state):
-                self._path.unlink(missing_ok=True)
+            forget_progress(self._options.state)
         except OSError as error:
-            _say_hint(f"{self._path} cannot be removed ({error.strerror})")
+            path = progress_path(self._options.state)
+            _say_hint(f"{path} cannot be removed ({error.strerror})")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -273,7 +264,7 @@ def _finish(options: argparse.Namespace, session: _Session, steps: list[rules.St
         session.status,
         steps,
         at=utc(int(time.time())),
-        by=options.by,
+        by=options.by or _named(technician()),
         registers=[
             (register_name(code), f"{kwh(register['uj'])} {register_unit(code)}")
             for code, register in session.status["registers"].items()
@@ -283,6 +274,11 @@ def _finish(options: argparse.Namespace, session: _Session, steps: list[rules.St
         sys.stderr.write("\n".join(rules.lines(steps)) + "\n")
         if _answer("commission it? [y/N]: ").lower() not in ("y", "yes"):
             raise UsageError("not confirmed: the meter is not commissioned")
+    elif not options.yes:
+        raise UsageError(
+            "there is no terminal to ask at: the meter is not commissioned",
+            hint="all is good; add --yes if it is to be",
+        )
     if options.output:
         _write(options.output, text)
     hashed = sha256(text.encode()).digest()
@@ -305,6 +301,16 @@ def _finish(options: argparse.Namespace, session: _Session, steps: list[rules.St
     if options.output:
         print(f"written: {options.output} (its sha256sum is that)")
     return 0
+
+
+def _about(told: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a step was seen of: which network, and the meter's parameter record."""
+    return told["genesis"], told["record"]
+
+
+def _named(who: Mapping[str, object]) -> str:
+    """Return whose certificate it is, for the record; nothing outside a technician's session."""
+    return f"certificate {who['certificate']}, serial {who['serial']}" if who else ""
 
 
 def _not_ready(options: argparse.Namespace, steps: list[rules.Step]) -> int:

@@ -161,8 +161,17 @@ def clock(status: Mapping[str, Any]) -> Step:
             return Step("clock", BAD, "not set", todo)
 
 
-def enrolment(status: Mapping[str, Any], told: Mapping[str, Any], owner: str) -> Step:
-    """Judge whether it is known who gives orders to this meter."""
+def enrolment(
+    status: Mapping[str, Any], told: Mapping[str, Any], owner: str, *, operator: bool = True
+) -> Step:
+    """Judge whether it is known who gives orders to this meter.
+
+    Args:
+        status: The daemon's.
+        told: What it says of its parameters.
+        owner: Public key that is named, hex; empty where none is.
+        operator: Whether whoever asks may name one.
+    """
     voters = status["neighbours"]["voters"]
     who = f"{voters} voters" if voters else "a network of its own"
     said = f"{told['meter']} in {told['network']}, {who}"
@@ -171,6 +180,8 @@ def enrolment(status: Mapping[str, Any], told: Mapping[str, Any], owner: str) ->
     if owner:
         return Step("enrolment", GOOD, f"{said}, an owner's key")
     todo = "make its owner's key with `meterctl calibrate key`, and give the public one by --owner"
+    if not operator:
+        todo = "its operator commissions it, as root, with --owner: that is not a technician's"
     return Step("enrolment", BAD, f"{said}: nobody could change a parameter", todo)
 
 

@@ -41,7 +41,16 @@ from meterd.ctl.technician_certificate import (
     decode_entry,
     fingerprint,
 )
-from meterd.ctl.technician_commands import HELP, HINT, changes, chosen, help_lines, recorded, shown
+from meterd.ctl.technician_commands import (
+    HELP,
+    HINT,
+    asks,
+    changes,
+    chosen,
+    help_lines,
+    recorded,
+    shown,
+)
 from meterd.device.control_client import ControlClient
 from meterd.device.systemd import log_event, record_logger
 from meterd.errors import AbsentError, DeniedError, EncodingError, MeterdError, UsageError
@@ -309,8 +318,9 @@ def prompt(session: Session) -> int:
 def perform(arguments: tuple[str, ...], terminal: str, technician: str) -> int:
     """Do a command of `meterctl` in a process of its own; return its exit status.
 
-    Nothing of this process's environment reaches it, nor what is typed; it is told whose session
-    it runs in. Ctrl-C ends it, and not the session.
+    Nothing of this process's environment reaches it, nor what is typed, unless it is one that asks
+    and there is a terminal: what is answered there is in no record. It is told whose session it
+    runs in. Ctrl-C ends it, and not the session.
     """
     if arguments == (HELP,):
         print("\n".join(help_lines()))
@@ -318,7 +328,7 @@ def perform(arguments: tuple[str, ...], terminal: str, technician: str) -> int:
     python = Path(sys.executable)
     with subprocess.Popen(
         [python, "-I", python.with_name("meterctl"), *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=None if asks(arguments) and sys.stdin.isatty() else subprocess.DEVNULL,
         env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": terminal, VARIABLE: technician},
         cwd="/",
     ) as process:

@@ -38,6 +38,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9-]{1,32}")
 _DECIMAL = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 _BASE64 = re.compile(r"[A-Za-z0-9_-]{100,2500}={0,2}")
+_ANSWERS = re.compile(r"(load=(on|skip)|zero=(off|skip))(,(load=(on|skip)|zero=(off|skip)))?")
 _HEAD = re.compile(r"[0-9]{1,12}:[0-9a-f]{64}")
 
 
@@ -49,12 +50,14 @@ class Offer(NamedTuple):
         options: That it takes, each with what its value may be; None for one without.
         fixed: Arguments that it always gets, of our choosing.
         changes: Whether it changes anything: then the account has it before it is done.
+        interactive: Whether it asks: then it has the session's terminal, where there is one.
     """
 
     summary: str
     options: dict[str, re.Pattern[str] | None]
     fixed: tuple[str, ...] = ()
     changes: bool = False
+    interactive: bool = False
 
 
 _JSON: dict[str, re.Pattern[str] | None] = {"--json": None}
@@ -87,6 +90,14 @@ OFFERS = {
         | {"--clamp": _NAME, "--reference-w": _DECIMAL, "--reference-wh": _DECIMAL}
         | {"--seconds": _NUMBER, "--text": _BASE64},
         changes=True,
+    ),
+    "commission": Offer(
+        "take a meter into service; it asks, or --answers load=on,zero=off",
+        _JSON
+        | {"--check": None, "--answers": _ANSWERS, "--seconds": _NUMBER}
+        | {"--yes": None, "--again": None},
+        changes=True,
+        interactive=True,
     ),
     "report": Offer("a sealed file for the office; send it to a file", {"--since": _TIME}),
     "version": Offer("release and software id", {}, ()),
@@ -156,6 +167,12 @@ def recorded(arguments: Sequence[str]) -> str:
         else f"{word[:16]}...({len(word)} letters, SHA-256 {sha256(word.encode()).hexdigest()})"
         for word in arguments
     )
+
+
+def asks(arguments: Sequence[str]) -> bool:
+    """Return whether what `chosen` returned may ask something at the terminal."""
+    offer = OFFERS.get(name_of(arguments))
+    return offer is not None and offer.interactive
 
 
 def _options(name: str, offer: Offer, words: list[str]) -> list[str]:

@@ -339,7 +339,7 @@ class ControlServer:
         allowed_uids: Callable[[int], bool] | None = None,
         *,
         vault: VaultSource | None = None,
-        beside: VarlinkInterface | None = None,
+        beside: Callable[[str], VarlinkInterface] | None = None,
     ) -> None:
         """Prepare to serve `source` at `path`.
 
@@ -349,7 +349,8 @@ class ControlServer:
             allowed_uids: Whether a user may connect; by default root, our own, and members of
                 the socket's group.
             vault: What keeps the vault; None where there is none.
-            beside: A further interface; its methods have their line in `control_roles`, too.
+            beside: Makes a further interface for a role; its methods have their line in
+                `control_roles`, too.
         """
         self._path = path
         self._beside = beside
@@ -417,13 +418,14 @@ class ControlServer:
             with connected, contextlib.suppress(OSError):  # it may have gone; it is closed anyway
                 connected.send(json.dumps(refusal.tojson()).encode() + b"\0")
             return
-        registry = RoleRegistry(role_of(uid, own_uid=os.geteuid()))
+        role = role_of(uid, own_uid=os.geteuid())
+        registry = RoleRegistry(role)
         registry.register_interface(
             VarlinkServiceInterface("meterd", "meterd", INTERFACE_VERSION, "", registry)
         )
         registry.register_interface(_Control(self._source, uid, self._vault))
         if self._beside is not None:
-            registry.register_interface(self._beside)
+            registry.register_interface(self._beside(role))
         self._connections.add(Connection(connected, registry, loop, self._forget))
 
     def _forget(self, connection: Connection) -> None:

@@ -83,8 +83,8 @@ class ParameterSource(Protocol):
         """Do what a signed command, in hex, says."""
         ...
 
-    async def commission(self, record: str, owner: str) -> ChangedReply:
-        """Let the meter be commissioned; both in hex."""
+    async def commission(self, record: str, owner: str, role: str) -> ChangedReply:
+        """Let the meter be commissioned by a role of `control_roles`; the others in hex."""
         ...
 
 
@@ -93,9 +93,9 @@ class ParametersInterface(VarlinkInterface, name=INTERFACE):
 
     errors = (StreamEnded, PermissionDenied)
 
-    def __init__(self, source: ParameterSource) -> None:
-        """Answer from `source`."""
-        self._source = source
+    def __init__(self, source: ParameterSource, role: str) -> None:
+        """Answer from `source` to whoever has `role`."""
+        self._source, self._role = source, role
 
     @varlinkmethod
     def Show(self) -> ParametersReply:  # noqa: N802 - Varlink's spelling
@@ -116,5 +116,5 @@ class ParametersInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod
     async def Commission(self, *, record: str, owner: str) -> ChangedReply:  # noqa: N802
-        """Let the meter be commissioned, once. For root and the daemon's own user."""
-        return await self._source.commission(record, owner)
+        """Let the meter be commissioned, once; an owner is named by root and the daemon's user."""
+        return await self._source.commission(record, owner, self._role)

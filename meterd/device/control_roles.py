@@ -49,7 +49,7 @@ ROLES = {
     "Show": _BOTH,
     "Clamps": _BOTH,
     "Change": _BOTH,  # it is signed, and judged by that
-    "Commission": _OPERATOR,
+    "Commission": _BOTH,  # where an owner is to be named it is the operator's: `may_commission`
     "Prune": _OPERATOR,  # samples exist on this card only
 }
 """Each method of our interfaces, and who has it."""
@@ -66,6 +66,25 @@ def role_of(uid: int, *, own_uid: int) -> str:
 def may(role: str, method: str) -> bool:
     """Return whether a role has a method."""
     return role in ROLES.get(method, _OPERATOR)
+
+
+def may_commission(role: str, *, distributor: bool, owner: bool) -> bool:
+    """Return whether a role may take a meter into service.
+
+    Whose word changes it from then on is not a technician's to name: where a distributor gives
+    orders that is settled, and else the operator names the owner.
+
+    >>> may_commission("technician", distributor=True, owner=False)
+    True
+    >>> may_commission("technician", distributor=False, owner=True)
+    False
+
+    Args:
+        role: Of whoever asks.
+        distributor: Whether one gives orders to this meter.
+        owner: Whether an owner's key is named.
+    """
+    return role == OPERATOR or (distributor and not owner)
 
 
 class RoleRegistry(VarlinkInterfaceRegistry):

@@ -85,8 +85,11 @@ def deliver(tree: Tree, built: Path) -> None:
         (tree.path / "usr/bin" / program).symlink_to(f"{VENV}/bin/{program}")
 
 
-def enrol(tree: Tree) -> None:
-    """Make its keys, a network of it alone, a broker with TLS, and its certificate."""
+def enrol(tree: Tree, *, distributor: str = "") -> None:
+    """Make its keys, a network of it alone, a broker with TLS, and its certificate.
+
+    Where a distributor is named, it is in the network too, and its keys are in `/root/NAME`.
+    """
 
     def ctl(*command: str) -> None:
         tree.run(f"{VENV}/bin/meterctl", *command)
@@ -97,8 +100,12 @@ def enrol(tree: Tree) -> None:
     where = ("--state", STATE, "--config", settings)
     ctl("network", "enrol", *where, "--network", STREET, "-o", "/root/kitchen.toml")
     flags = (f"--interval-s={INTERVAL_S}", "--zone=UTC", "--currency=EUR", f"--name={STREET}")
-    genesis = "/root/genesis.cbor"
-    ctl("network", "create", "--enrolment", "/root/kitchen.toml", *flags, "-o", genesis, "--yes")
+    genesis, enrolments = "/root/genesis.cbor", ["--enrolment", "/root/kitchen.toml"]
+    if distributor:
+        who = ("--name", distributor, "--role", "distributor", "--no-votes", "--network", STREET)
+        enrolments += ["--enrolment", "/root/distributor.toml"]
+        ctl("network", "enrol", "--state", f"/root/{distributor}", *who, "-o", enrolments[-1])
+    ctl("network", "create", *enrolments, *flags, "-o", genesis, "--yes")
     ctl("network", "join", *where, "--genesis", genesis, "--yes")
     ca = ("broker-config", "ca")
     ctl(*ca, "init", "--ca", "/root/ca", "--network", STREET)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 OPERATORS_ALONE = {
     *("Prune", "RelaySet", "VaultKeep", "VaultRotate", "VaultErase"),
-    "Commission",
 }
 OTHERS = {"Show", "Clamps", "Change", "Commission"}  # of the interface beside
 ABOUT = {"certificate": "jo", "serial": 17}

@@ -1,0 +1,181 @@
+"""What a technician does to a meter in a session, by the real sshd: it is taken into service."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterd.device.control_parameters import INTERFACE
+from tests.container.build import BASE, VENV
+from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
+from tests.container.machine import Machine, Tree
+from tests.container.technicians import Caller, admit
+from tests.container.test_units import certified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.timeout(500)  # it installs, boots, and waits for an interval's end
+
+GRID = "grid-co"
+SOURCES = (f"127.0.{high}.{low}" for high in count(1) for low in range(1, 255))
+ASK = f"""\
+import sys
+from pathlib import Path
+from meterd.device.control_client import ControlClient
+from meterd.errors import MeterdError
+try:
+    desk = ControlClient(Path("/run/meterd/control"), interface="{INTERFACE}")
+    print("done", desk.call("Commission", record="5f" * 32, owner=sys.argv[1]))
+except MeterdError as error:
+    print("refused", error.exit_code, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A device in a distributor's network that meters, and takes technicians in."""
+    folder = tmp_path_factory.mktemp("session")
+    with Tree(folder, BASE / "root") as tree:
+        deliver(tree, wheel(folder))
+        (tree.path / "etc/systemd/system/broker.service").write_text(BROKER_UNIT)
+        enrol(tree, distributor=GRID)
+        admit(tree)
+        (tree.path / "tmp/ask.py").write_text(ASK)
+        with (
+            Board(folder, tree.id_of("meterd")) as board,
+            Machine(tree, board=board.link.resolve()) as machine,
+        ):
+            begin(machine)
+            machine.run("systemctl", "start", "ssh.service")
+            machine.until(lambda: certified(machine) >= 1, "a certified block")
+            yield machine
+
+
+@pytest.fixture
+def caller(device: Machine) -> Callable[..., Caller]:
+    """Callers, each from an address of its own."""
+
+    def come(name: str) -> Caller:
+        return Caller(device, name, next(SOURCES))
+
+    return come
+
+
+def told(device: Machine, *kinds: str) -> list[dict[str, Any]]:
+    """Return the details of the events of some kinds, oldest first."""
+    wanted = [word for kind in kinds for word in ("--kind", kind)]
+    said = device.run("meterctl", "events", "--json", *wanted)
+    return [json.loads(line)["details"] for line in said.splitlines() if line.startswith("{")]
+
+
+def commissioned(device: Machine) -> list[dict[str, Any]]:
+    return told(device, "commissioned")
+
+
+def at_a_terminal(caller: Caller, script: str) -> str:
+    """Let somebody type at a session's terminal, as `script` does; return what stands there."""
+    feed = f"{{\n{script}\n}} | {caller.line('-tt')}\n"
+    return caller.device.run("timeout", "120", "bash", "-c", feed, check=False)
+
+
+RUNS = "pgrep --uid technician --full 'meterctl commission' >/dev/null"
+
+
+def test_a2_without_a_terminal_a_commissioning_asks_nobody_and_takes_no_path(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    jo = caller("jo")
+    said = jo.ssh("commission --seconds 3", said="\n\ny\n")
+    assert said.status == 64, said.text
+    assert "nobody can be asked" in said.text
+    said = jo.ssh("commission --seconds 3 --answers load=skip,zero=skip", said="y\n")
+    assert said.status in {1, 64}, said.text
+    assert "not commissioned" in said.text
+    for more in ("--owner " + "5f" * 32, "-o /tmp/record", "--state /tmp", "--by jo", "--line /x"):
+        said = jo.ssh(f"commission {more}")
+        assert said.status == 64, said.text
+        assert "does not take" in said.text
+    assert commissioned(device) == []
+
+
+def test_a2_an_interrupt_at_a_question_ends_the_commissioning_and_not_the_session(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    jo = caller("jo")
+    said = at_a_terminal(
+        jo,
+        f"""\
+echo 'commission --seconds 3'
+until {RUNS}; do sleep 0.1; done
+sleep 6
+printf '\\003'
+while {RUNS}; do sleep 0.1; done
+printf 'version\\nexit\\n'
+""",
+    )
+    assert "switch a known load on" in said
+    assert "meterctl 0.1.0 (software " in said
+    assert "uid=" not in said
+    results = [
+        (one["METERD_COMMAND"], one["METERD_RESULT"] != "0")
+        for one in jo.records()
+        if one["METERD_EVENT"] == "technician_result"
+    ]
+    assert results == [("'commission --seconds 3'", True), ("'version'", False)]
+    assert commissioned(device) == []
+
+
+@pytest.mark.parametrize("owner", ["5f" * 32], ids=["an owner of their own"])
+def test_s3_over_the_socket_a_technician_names_no_owner(device: Machine, owner: str) -> None:
+    user = ("setpriv", "--reuid=technician", "--regid=technician", "--init-groups")
+    said = device.run(*user, f"{VENV}/bin/python", "/tmp/ask.py", owner)
+    assert said.startswith("refused 77 a technician commissions a meter whose distributor is known")
+    assert commissioned(device) == []
+
+
+def test_a5_a_technician_commissions_at_the_terminal_and_the_command_is_on_record(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    """As a person does: looks until nothing is bad, then answers; what was answered is kept."""
+    jo, sam = caller("jo"), caller("sam")
+
+    def good() -> bool:
+        said = sam.ssh("commission --check --answers load=skip,zero=skip --seconds 3 --json")
+        return said.status == 0
+
+    device.until(good, "a look that finds nothing bad")
+    said = at_a_terminal(
+        jo,
+        f"""\
+echo 'commission --seconds 3'
+until {RUNS}; do sleep 0.1; done
+printf 's\\ns\\ny\\n'
+while {RUNS}; do sleep 0.1; done
+printf 'parameters\\ncommission\\nexit\\n'
+""",
+    )
+    assert "commission it? [y/N]" in said, said
+    assert "COMMISSIONING OF AN ELECTRICITY METER" in said
+    assert "by certificate jo, serial 1" in said
+    assert "kitchen-12 is commissioned already" in said
+    [event] = commissioned(device)
+    assert event["record"] in said
+    assert "owner" not in event
+    commands = told(device, "technician_command")
+    assert {"certificate": "jo", "serial": 1, "command": "commission --seconds 3"} in commands
+    by_line = [
+        (one["METERD_EVENT"], one.get("METERD_COMMAND"), one.get("METERD_RESULT"))
+        for one in jo.records()
+        if "METERD_COMMAND" in one
+    ]
+    assert by_line[:2] == [
+        ("technician_command", "'commission --seconds 3'", None),
+        ("technician_result", "'commission --seconds 3'", "0"),
+    ]
+    assert len(by_line) == 6, "what was answered is no line of the session"
+    verdict = json.loads(device.run("meterctl", "verify", STATE, "--json", check=False))
+    assert verdict["verdict"] == "good"
