@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ABOUT = ("aa" * 32, "bb" * 32)
+NO_STEPS: tuple[object, ...] = (7, {"zero": 7}, {"zero": {}})
 STEPS = {"zero": {"found": "mains 0.0 W", "todo": ""}}
 
 
@@ -75,7 +76,7 @@ def test_of_another_meter_or_other_parameters_nothing_counts(
         *("", "no JSON", "[]", "{}"),
         *(
             json.dumps({"genesis": ABOUT[0], "record": ABOUT[1], "steps": steps})
-            for steps in (7, {"zero": 7}, {"zero": {}})
+            for steps in NO_STEPS
         ),
     ],
 )

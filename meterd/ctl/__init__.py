@@ -43,6 +43,7 @@ COMMANDS = {
     "receipt": ("meterd.ctl.receipt", "write what proves a certified block to a stranger"),
     "evidence": ("meterd.ctl.evidence", "who is proved to have signed two histories"),
     "order": ("meterd.ctl.order", "the distributor's: sign orders, send them, list them"),
+    "replace": ("meterd.ctl.replace", "another device takes a meter's place: who does what"),
     "vault": ("meterd.ctl.vault", "the device's secret, and what its vault holds"),
     "network": ("meterd.ctl.network", "found a network, enrol in it, look at it"),
     "lockdown": ("meterd.ctl.lockdown", "close a device: show, apply, check, undo"),

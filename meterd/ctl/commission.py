@@ -217,10 +217,12 @@ class _Session:
         return seen
 
     def _heard(self) -> dict[str, bool] | None:
+        """Return of each other voter whether it is heard: a distributor's machine may be off."""
         shown = read_shown(line_of(self._options))
         if shown is None or shown.stale:
             return None
-        return {str(peer["name"]): peer["heard_s"] is not None for peer in shown.told["peers"]}
+        peers = shown.told["peers"]
+        return {str(peer["name"]): peer["heard_s"] is not None for peer in peers if peer["votes"]}
 
     # --- what is kept between runs ------------------------------------------------------------
 

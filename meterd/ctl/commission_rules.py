@@ -190,7 +190,7 @@ def peers(status: Mapping[str, Any], heard: Mapping[str, bool] | None) -> Step:
 
     Args:
         status: The daemon's.
-        heard: Whether each other node is; None where no peer process tells.
+        heard: Whether each other voter is; None where no peer process tells.
     """
     neighbours = status["neighbours"]
     if not neighbours["voters"]:

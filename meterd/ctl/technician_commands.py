@@ -99,6 +99,11 @@ OFFERS = {
         changes=True,
         interactive=True,
     ),
+    "replace": Offer(
+        "where this device's chain ends, and what takes its place",
+        _JSON,
+        ("old", "--state", STATE_DEFAULT),
+    ),
     "report": Offer("a sealed file for the office; send it to a file", {"--since": _TIME}),
     "version": Offer("release and software id", {}, ()),
 }

@@ -137,17 +137,55 @@ def test_s3_over_the_socket_a_technician_names_no_owner(device: Machine, owner: 
     assert commissioned(device) == []
 
 
+def test_a2_a_session_says_where_the_devices_chain_ends_and_what_the_office_types(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    jo = caller("jo")
+    answers: list[dict[str, Any]] = []
+
+    def may_go() -> bool:
+        said = jo.ssh("replace --json")
+        answers.append(json.loads(said.text.splitlines()[0]))
+        assert (said.status == 0) == answers[-1]["safe"], said.text
+        return said.status == 0
+
+    device.until(may_go, "all that is sealed certified")
+    told = answers[-1]
+    assert (told["meter"], told["verdict"], told["running"]) == ("kitchen-12", "good", True)
+    assert told["certified"]["height"] == told["sealed"]["height"] >= 1
+    assert told["office"][0] == (
+        "meterctl order revoke --meter kitchen-12 --incarnation 1 --reason replaced"
+    )
+    shown = jo.ssh("replace").text
+    assert "safe to go" in shown
+    assert "meterctl replace new --meter kitchen-12 --network elm-street" in shown
+    for more in ("old", "lost --meter kitchen-12", "--state /tmp", "new"):
+        assert jo.ssh(f"replace {more}").status == 64
+    assert [one for one in told_of(jo) if "replace" in one] == []
+
+
+def told_of(caller: Caller) -> list[str]:
+    """Return the commands of a caller that the account has: those that change something."""
+    return [one["command"] for one in told(caller.device, "technician_command")]
+
+
 def test_a5_a_technician_commissions_at_the_terminal_and_the_command_is_on_record(
     device: Machine, caller: Callable[..., Caller]
 ) -> None:
     """As a person does: looks until nothing is bad, then answers; what was answered is kept."""
     jo, sam = caller("jo"), caller("sam")
 
+    looked: list[str] = []
+
     def good() -> bool:
         said = sam.ssh("commission --check --answers load=skip,zero=skip --seconds 3 --json")
+        looked.append(said.text)
         return said.status == 0
 
-    device.until(good, "a look that finds nothing bad")
+    try:
+        device.until(good, "a look that finds nothing bad")
+    except AssertionError as error:
+        raise AssertionError(looked[-1]) from error
     said = at_a_terminal(
         jo,
         f"""\
