@@ -73,12 +73,20 @@ def test_a_device_is_not_taken_away_whose_chain(end: End, reason: str) -> None:
     assert unsafe(END) == []
 
 
+@pytest.mark.parametrize(("running", "todo"), [(True, "leave it on until"), (False, "start it")])
+def test_what_is_in_no_block_yet_is_told(*, running: bool, todo: str) -> None:
+    end = END._replace(open_rows=2, unsealed={"1-0:1.8.0": 7_200_000_000}, running=running)
+    shown = "\n".join(lines(end))
+    assert "not sealed  2 rows, import 0.002 kWh\n" in shown
+    assert f"{todo}" in shown
+
+
 @pytest.mark.parametrize("end", [END, END._replace(votes=True, meter="a" * 32, network="b" * 32)])
 def test_lines_are_pasted_into_a_shell_as_they_are_shown(end: End) -> None:
     shown = lines(end)
     assert max(map(len, shown)) <= 80
     pasted = "\n".join(shown).replace("\\\n", "")
-    commands = [shlex.split(line) for line in pasted.splitlines() if line[2:10] == "meterctl"]
+    commands = [shlex.split(line) for line in pasted.splitlines() if line[5:14] == "meterctl "]
     assert commands[1:-1] == office_commands(end)
     assert commands[0][:3] == ["meterctl", "replace", "new"]
     assert commands[-1][:3] == ["meterctl", "network", "join"]

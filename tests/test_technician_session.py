@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import pty
 import socket
 import struct
 import subprocess
@@ -528,6 +529,37 @@ def test_a_command_gets_nothing_of_what_is_around_it(
         "METERD_TECHNICIAN",
     }
     assert "METERD_TECHNICIAN=jo/17" in environment
+
+
+@pytest.mark.parametrize(
+    ("command", "terminal", "read"),
+    [
+        pytest.param("commission", True, "typed\n", id="one that asks"),
+        pytest.param("commission", False, "", id="one that asks, of nobody"),
+        pytest.param("status", True, "", id="one that does not ask"),
+        pytest.param("calibrate", True, "", id="one that changes, and does not ask"),
+    ],
+)
+def test_a2_what_is_typed_reaches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, terminal: bool, read: str
+) -> None:
+    python, said = tmp_path / "python3", tmp_path / "said"
+    python.write_text(f"#!/bin/sh\nhead -n 1 >{said}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    theirs, ours = pty.openpty() if terminal else os.pipe()[::-1]
+    os.write(theirs, b"typed\n")
+    with os.fdopen(ours) as stdin:
+        saved = os.dup(0)
+        os.dup2(ours, 0)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        try:
+            assert perform((command,), "dumb", "jo/17") == 0
+        finally:
+            os.dup2(saved, 0)
+            os.close(saved)
+            os.close(theirs)
+    assert said.read_text() == read
 
 
 @pytest.mark.parametrize(("ends", "status"), [("exit 74", 74), ("kill -TERM $$", 143)])

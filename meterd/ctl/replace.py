@@ -181,10 +181,7 @@ def _show(options: argparse.Namespace, end: rules.End) -> int:
     if reasons:
         sys.stdout.flush()
         sys.stderr.write(f"meterctl: error: not to be taken away yet: {reasons[0]}\n")
-        hint = "see the journal of the peer process, and `meterctl peers`; then ask again"
-        if end.verdict not in {"good", "held"}:
-            hint = "the office goes by what neighbours hold: `meterctl replace lost` there"
-        sys.stderr.write(f"meterctl: hint: {hint}\n")
+        sys.stderr.write(f"meterctl: hint: {rules.hint(end)}\n")
     return NOT_SAFE if reasons else SAFE
 
 

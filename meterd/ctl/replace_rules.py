@@ -15,6 +15,7 @@ meterctl order replace house-4-2.toml
 
 from __future__ import annotations
 
+import re
 import shlex
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,10 +128,20 @@ def office_lines(end: End) -> list[str]:
 
 def device_lines(end: End) -> list[str]:
     """Return what is typed on the new device: before the office's lines, and after."""
+    votes = "" if end.votes else " --no-votes"
     return [
-        f"meterctl replace new --meter {end.meter} --network {end.network} -o {end.file}",
+        f"meterctl replace new --meter {end.meter} --network {end.network}{votes} -o {end.file}",
         "meterctl network join --genesis genesis.cbor --orders orders --config meterd.toml",
     ]
+
+
+def hint(end: End) -> str:
+    """Return what to do about what `unsafe` says first."""
+    if end.verdict in {"bad", "unreadable"}:
+        return "the office goes by what neighbours hold: `meterctl replace lost` there"
+    if end.word == "standalone" or not end.distributor:
+        return "copy the account, then begin another on the new device: `meterctl init`"
+    return "see who is heard: `meterctl peers`; blocks go out by themselves, then ask again"
 
 
 def told(end: End) -> dict[str, Any]:
@@ -184,11 +195,9 @@ def lines(end: End) -> list[str]:
     shown += _certified(end)
     if end.open_rows:
         energy = ", ".join(_energy(code, uj) for code, uj in sorted(end.unsealed.items()) if uj)
-        shown += _line(
-            "not sealed", f"{count(end.open_rows, 'row')}, {energy or 'no energy'}: in no block"
-        )
-        if end.running:
-            shown += _line("", "leave it on until the interval ends, and that is sealed as well")
+        shown += _line("not sealed", f"{count(end.open_rows, 'row')}, {energy or 'no energy'}")
+        todo = "leave it on until its interval ends" if end.running else "start it once more"
+        shown += _line("", f"{todo}, and that is sealed too; else it is in no account")
     reasons = unsafe(end)
     shown += _line("safe to go", "no" if reasons else "yes: others vouch for all that is sealed")
     for reason in reasons:
@@ -204,7 +213,8 @@ def _certified(end: End) -> list[str]:
     by = f", by {', '.join(end.by)}" if end.by else ""
     shown = _line(end.word, f"{end.certified[0]}{by}")
     if end.waiting:
-        shown += _line("", f"{count(end.waiting, 'block')} above it waits")
+        shown += _line("", end.certified[1])
+        shown += _line("", f"waiting above it: {count(end.waiting, 'block')}")
     return shown
 
 
@@ -213,30 +223,44 @@ def _next(end: End) -> list[str]:
         return []
     enrol, join = device_lines(end)
     height = end.last[0] if not end.waiting else end.certified[0]
-    steps = [
-        "on the new device, with the same name in its settings; carry the file to the office:",
-        enrol,
-        "in the office, once the old device is off for good, one line after the other; the",
-        "third once the second shows the first in force:",
-        *office_lines(end),
-        f"it shows the last block before it signs: expected is {height} or a later one, and for",
-        f"{height} the hash above; its registers are what the new chain begins with.",
-        "on the new device, with genesis and orders of a neighbour's account, then start it:",
-        join,
-        "then commission it, and keep the old card: samples and vault are on it alone.",
-    ]
+    at_the_office = (
+        "in the office, once the old device is off for good; `replace` once `list` shows the first"
+        f" in force. It shows the last block before it signs: {height} with the hash above, or a"
+        " later one. The new chain begins with its registers"
+    )
+    steps: tuple[tuple[str, list[str]], ...] = (
+        (
+            "on the new device, whose settings have the same name; the file goes to the office",
+            [enrol],
+        ),
+        (at_the_office, office_lines(end)),
+        (
+            "on the new device, with genesis and orders of a neighbour's account; then start it",
+            [join],
+        ),
+        ("commission it; and keep the old card: samples and vault are on it alone", []),
+    )
     shown = [""]
-    for text in steps:
-        shown += _command(text) if text.startswith("meterctl ") else wrap(text, COLUMNS)
+    for number, (text, commands) in enumerate(steps, start=1):
+        shown += wrap(text, COLUMNS, initial_indent=f"{number}. ", subsequent_indent="   ")
+        for command in commands:
+            shown += _command(command)
     return shown
 
 
 def _command(text: str) -> list[str]:
-    """Return a command over as many lines as it takes, each but the last to be gone on with."""
-    parts = wrap(text, COLUMNS - 8, break_long_words=False, break_on_hyphens=False)
+    """Return a command over as many lines as it takes, each but the last to be gone on with.
+
+    It is broken before an option: names have no spaces, so that a value stays with its own.
+    """
+    bound = re.sub(r"(-o|--[a-z-]+) (?=[^-])", "\\1\N{NO-BREAK SPACE}", text)
+    parts = wrap(bound, COLUMNS - 10, break_long_words=False, break_on_hyphens=False)
     ends = [" \\"] * (len(parts) - 1) + [""]
-    indents = ["  "] + ["      "] * (len(parts) - 1)
-    return [indent + part + end for indent, part, end in zip(indents, parts, ends, strict=True)]
+    indents = ["     "] + ["         "] * (len(parts) - 1)
+    return [
+        (indent + part + end).replace("\N{NO-BREAK SPACE}", " ")
+        for indent, part, end in zip(indents, parts, ends, strict=True)
+    ]
 
 
 def _energy(code: str, uj: int) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(500)  # it installs, boots, and waits for an interval's end
 
 GRID = "grid-co"
+TRIES_MAX = 5  # of a commissioning, on a busy machine
 SOURCES = (f"127.0.{high}.{low}" for high in count(1) for low in range(1, 255))
 ASK = f"""\
 import sys
@@ -44,9 +45,9 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         (tree.path / "etc/systemd/system/broker.service").write_text(BROKER_UNIT)
         enrol(tree, distributor=GRID)
         admit(tree)
-        (tree.path / "tmp/ask.py").write_text(ASK)
+        (tree.path / "srv/ask.py").write_text(ASK)
         with (
-            Board(folder, tree.id_of("meterd")) as board,
+            Board(folder, tree.id_of("meterd"), "--noise-w", "2") as board,
             Machine(tree, board=board.link.resolve()) as machine,
         ):
             begin(machine)
@@ -132,7 +133,7 @@ printf 'version\\nexit\\n'
 @pytest.mark.parametrize("owner", ["5f" * 32], ids=["an owner of their own"])
 def test_s3_over_the_socket_a_technician_names_no_owner(device: Machine, owner: str) -> None:
     user = ("setpriv", "--reuid=technician", "--regid=technician", "--init-groups")
-    said = device.run(*user, f"{VENV}/bin/python", "/tmp/ask.py", owner)
+    said = device.run(*user, f"{VENV}/bin/python", "/srv/ask.py", owner)
     assert said.startswith("refused 77 a technician commissions a meter whose distributor is known")
     assert commissioned(device) == []
 
@@ -172,30 +173,18 @@ def told_of(caller: Caller) -> list[str]:
 def test_a5_a_technician_commissions_at_the_terminal_and_the_command_is_on_record(
     device: Machine, caller: Callable[..., Caller]
 ) -> None:
-    """As a person does: looks until nothing is bad, then answers; what was answered is kept."""
-    jo, sam = caller("jo"), caller("sam")
-
-    looked: list[str] = []
-
-    def good() -> bool:
-        said = sam.ssh("commission --check --answers load=skip,zero=skip --seconds 3 --json")
-        looked.append(said.text)
-        return said.status == 0
-
-    try:
-        device.until(good, "a look that finds nothing bad")
-    except AssertionError as error:
-        raise AssertionError(looked[-1]) from error
-    said = at_a_terminal(
-        jo,
-        f"""\
+    """As a person does: what a busy machine lets stand for a moment goes by itself."""
+    script = f"""\
 echo 'commission --seconds 3'
 until {RUNS}; do sleep 0.1; done
 printf 's\\ns\\ny\\n'
 while {RUNS}; do sleep 0.1; done
-printf 'parameters\\ncommission\\nexit\\n'
-""",
-    )
+printf 'commission --seconds 3 --answers load=skip,zero=skip\\nversion\\nexit\\n'
+"""
+    jo, said, tries = caller("jo"), "", 0
+    while not commissioned(device) and tries < TRIES_MAX:
+        jo, tries = caller("jo"), tries + 1
+        said = at_a_terminal(jo, script)
     assert "commission it? [y/N]" in said, said
     assert "COMMISSIONING OF AN ELECTRICITY METER" in said
     assert "by certificate jo, serial 1" in said

@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterd.device.control import _Control
+from meterd.device.control import ControlServer, _Control
 from meterd.device.control_parameters import ParametersInterface
 from meterd.device.control_roles import OPERATOR, ROLES, TECHNICIAN, may, role_of
 from tests.daemon_kit import NOBODY, need_root
@@ -20,6 +21,8 @@ from tests.device.test_control import Meter, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from meterd.device.control_parameters import ChangedReply
 
 OPERATORS_ALONE = {
     *("Prune", "RelaySet", "VaultKeep", "VaultRotate", "VaultErase"),
@@ -146,6 +149,38 @@ def test_over_the_socket_refused_is_what_is_not_for(
     assert any(told[0] == "relay_set" for told in meter.told) is (not refused)
     role = TECHNICIAN if refused else OPERATOR
     assert ("command", (role, "jo", 17), "case ack") in meter.told
+
+
+@pytest.mark.parametrize(("uid", "role"), [(NOBODY, TECHNICIAN), (0, OPERATOR)])
+def test_an_interface_beside_is_made_for_the_role_of(hall: Path, uid: int, role: str) -> None:
+    need_root()
+    asked: list[tuple[str, str, str]] = []
+
+    class Desk:
+        async def commission(self, record: str, owner: str, role: str) -> ChangedReply:
+            asked.append((record, owner, role))
+            return {"by": "commissioning", "sequence": 2, "record": ""}
+
+    async def knock() -> None:
+        source: Any = Desk()
+        server = ControlServer(
+            hall / "control", Meter(), lambda _: True, beside=partial(ParametersInterface, source)
+        )
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(server.serve())
+            await server.listening.wait()
+            (hall / "control").chmod(0o666)
+            call = {
+                "method": "org.meterd.Parameters.Commission",
+                "parameters": {"record": "5f", "owner": "5f"},
+            }
+            command = [sys.executable, "-I", "-c", ASK, str(hall / "control")]
+            command += [json.dumps([call]), str(uid)]
+            await asyncio.to_thread(lambda: subprocess.run(command, check=True))
+            serving.cancel()
+
+    asyncio.run(knock())
+    assert asked == [("5f", "5f", role)]
 
 
 def test_a_method_without_a_line_is_the_operators_alone() -> None:
