@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meterd.authority.roster import WITNESSED_MAX
 from meterd.config import load
 from meterd.ctl import network
 from meterd.ctl import replace_rules as rules
@@ -21,6 +22,7 @@ from meterd.ctl.head import head_of
 from meterd.ctl.node import add_node, open_node
 from meterd.ctl.options import add_json, add_socket, add_state, positive, socket_of
 from meterd.ctl.registers import registers_of
+from meterd.ctl.verify import workers_for
 from meterd.device.archive import Known, verify
 from meterd.device.control_client import ControlClient
 from meterd.errors import ConfigError, LedgerDamagedError, MeterdError, UsageError
@@ -87,7 +89,7 @@ examples:
 
 
 def _old(options: argparse.Namespace) -> int:
-    verdict = verify(options.state, Known())
+    verdict = verify(options.state, Known(), workers=workers_for(options.state))
     with open_node(options) as node:
         account = StoredAccount(options.state)
         end = end_of_account(node, account, verdict, running=_runs(options))
@@ -161,6 +163,17 @@ def registers_at(block: Block | None) -> dict[str, tuple[int, str]]:
         obis_code(energy.obis): (energy.last_uj, "estimated" if energy.kind else "measured")
         for energy in (block.energy if block else ())
     }
+
+
+def word_of(voters: int) -> str:
+    """Return what a block is whose height so many voters have attested.
+
+    >>> word_of(0), word_of(3), word_of(4)
+    ('standalone', 'witnessed', 'certified')
+    """
+    if not voters:
+        return "standalone"
+    return "witnessed" if voters <= WITNESSED_MAX else "certified"
 
 
 def _place(certified: dict[str, Any] | None) -> tuple[int, str]:
@@ -257,7 +270,7 @@ def end_of_held(node: KnownNode, meter: str, incarnation: int | None) -> rules.E
             for energy in enrolled.registers
         },
         certified=(certified, held.hashes[certified].hex()) if held and certified else (0, ""),
-        word="standalone" if not voters else "certified",
+        word=word_of(voters),
         by=sorted(by),
         **_network(roster, enrolled.name),
     )

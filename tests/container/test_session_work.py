@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(500)  # it installs, boots, and waits for an interval's end
 
 GRID = "grid-co"
+COMMISSION = "commission --again --seconds 3"
 TRIES_MAX = 5  # of a commissioning, on a busy machine
 SOURCES = (f"127.0.{high}.{low}" for high in count(1) for low in range(1, 255))
 ASK = f"""\
@@ -89,28 +90,45 @@ RUNS = "pgrep --uid technician --full 'meterctl commission' >/dev/null"
 def test_a2_without_a_terminal_a_commissioning_asks_nobody_and_takes_no_path(
     device: Machine, caller: Callable[..., Caller]
 ) -> None:
-    jo = caller("jo")
-    said = jo.ssh("commission --seconds 3", said="\n\ny\n")
+    jo, before = caller("jo"), commissioned(device)
+    said = jo.ssh("commission --check --again --seconds 3", said="\n\ny\n")
     assert said.status == 64, said.text
     assert "nobody can be asked" in said.text
     said = jo.ssh("commission --seconds 3 --answers load=skip,zero=skip", said="y\n")
     assert said.status in {1, 64}, said.text
-    assert "not commissioned" in said.text
     for more in ("--owner " + "5f" * 32, "-o /tmp/record", "--state /tmp", "--by jo", "--line /x"):
         said = jo.ssh(f"commission {more}")
         assert said.status == 64, said.text
         assert "does not take" in said.text
-    assert commissioned(device) == []
+    assert commissioned(device) == before
+
+
+def test_a5_what_a_technician_did_by_hand_is_kept_for_the_next_command(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    jo, look = caller("jo"), "commission --check --seconds 3 --json"
+
+    def seen() -> bool:
+        said = jo.ssh(f"{look} --answers load=on,zero=skip")
+        steps = json.loads(said.text.splitlines()[0])["steps"]
+        return {"good"} == {one["verdict"] for one in steps if one["name"] == "direction"}
+
+    device.until(seen, "a load")
+    said = jo.ssh(f"{look} --answers zero=skip")
+    assert "nobody can be asked" not in said.text
+    [path] = device.run("sh", "-c", "ls -d /tmp/meterd-*").split()
+    assert device.run("stat", "-c", "%U %a", path).split() == ["technician", "600"]
+    assert "nobody can be asked" in jo.ssh(f"{look} --answers zero=skip --again").text
 
 
 def test_a2_an_interrupt_at_a_question_ends_the_commissioning_and_not_the_session(
     device: Machine, caller: Callable[..., Caller]
 ) -> None:
-    jo = caller("jo")
+    jo, before = caller("jo"), commissioned(device)
     said = at_a_terminal(
         jo,
         f"""\
-echo 'commission --seconds 3'
+echo 'commission --check --again --seconds 3'
 until {RUNS}; do sleep 0.1; done
 sleep 6
 printf '\\003'
@@ -126,16 +144,16 @@ printf 'version\\nexit\\n'
         for one in jo.records()
         if one["METERD_EVENT"] == "technician_result"
     ]
-    assert results == [("'commission --seconds 3'", True), ("'version'", False)]
-    assert commissioned(device) == []
+    assert results == [("'commission --check --again --seconds 3'", True), ("'version'", False)]
+    assert commissioned(device) == before
 
 
-@pytest.mark.parametrize("owner", ["5f" * 32], ids=["an owner of their own"])
-def test_s3_over_the_socket_a_technician_names_no_owner(device: Machine, owner: str) -> None:
+def test_s3_over_the_socket_a_technician_names_no_owner(device: Machine) -> None:
+    owner, before = "5f" * 32, commissioned(device)
     user = ("setpriv", "--reuid=technician", "--regid=technician", "--init-groups")
     said = device.run(*user, f"{VENV}/bin/python", "/srv/ask.py", owner)
     assert said.startswith("refused 77 a technician commissions a meter whose distributor is known")
-    assert commissioned(device) == []
+    assert commissioned(device) == before
 
 
 def test_a2_a_session_says_where_the_devices_chain_ends_and_what_the_office_types(
@@ -175,7 +193,7 @@ def test_a5_a_technician_commissions_at_the_terminal_and_the_command_is_on_recor
 ) -> None:
     """As a person does: what a busy machine lets stand for a moment goes by itself."""
     script = f"""\
-echo 'commission --seconds 3'
+echo '{COMMISSION}'
 until {RUNS}; do sleep 0.1; done
 printf 's\\ns\\ny\\n'
 while {RUNS}; do sleep 0.1; done
@@ -193,15 +211,15 @@ printf 'commission --seconds 3 --answers load=skip,zero=skip\\nversion\\nexit\\n
     assert event["record"] in said
     assert "owner" not in event
     commands = told(device, "technician_command")
-    assert {"certificate": "jo", "serial": 1, "command": "commission --seconds 3"} in commands
+    assert {"certificate": "jo", "serial": 1, "command": COMMISSION} in commands
     by_line = [
         (one["METERD_EVENT"], one.get("METERD_COMMAND"), one.get("METERD_RESULT"))
         for one in jo.records()
         if "METERD_COMMAND" in one
     ]
     assert by_line[:2] == [
-        ("technician_command", "'commission --seconds 3'", None),
-        ("technician_result", "'commission --seconds 3'", "0"),
+        ("technician_command", repr(COMMISSION), None),
+        ("technician_result", repr(COMMISSION), "0"),
     ]
     assert len(by_line) == 6, "what was answered is no line of the session"
     verdict = json.loads(device.run("meterctl", "verify", STATE, "--json", check=False))
