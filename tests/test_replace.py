@@ -192,6 +192,16 @@ def test_of_a_chain_that_is_no_meters_nothing_is_said(ctl: Ctl, street: Path, na
     assert f"no meter of elm-street is {name} (1)" in said.err
 
 
+def test_a_neighbour_that_holds_nothing_of_it_says_so(ctl: Ctl, tmp_path: Path) -> None:
+    folder = tmp_path / "street"
+    folder.mkdir()
+    with closing(Street(folder)) as street:
+        street.settle()
+    said = ctl("replace", "lost", "--meter", HOUSE, "--state", folder / GRID)
+    assert (said.status, said.out) == (69, "")
+    assert "no block of house-1 (1) is held here" in said.err
+
+
 # --- the new device, and the whole of it ----------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from meterd.ctl.registers import registers_of
 from meterd.ctl.verify import workers_for
 from meterd.device.archive import Known, verify
 from meterd.device.control_client import ControlClient
-from meterd.errors import ConfigError, LedgerDamagedError, MeterdError, UsageError
+from meterd.errors import AbsentError, ConfigError, LedgerDamagedError, MeterdError, UsageError
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import take_apart
 from meterd.metering.energy import obis_code
@@ -233,7 +233,7 @@ def end_of_held(node: KnownNode, meter: str, incarnation: int | None) -> rules.E
 
     Raises:
         UsageError: There is no such chain.
-        AbsentError: The node has no database.
+        AbsentError: The node has no database, or no block of the chain.
     """
     roster, store = node.roster, node.need_store()
     enrolled = roster.newest(meter)
@@ -246,14 +246,18 @@ def end_of_held(node: KnownNode, meter: str, incarnation: int | None) -> rules.E
         )
     chain_id = (enrolled.name, enrolled.incarnation)
     held = node.core.chains.get(chain_id)
-    height = held.height if held else 0
+    if held is None or not held.height:
+        raise AbsentError(
+            f"no block of {meter} ({enrolled.incarnation}) is held here",
+            hint="ask at another node of the network, or let the peer process fetch them",
+        )
     last = None
-    for _, sealed in store.blocks(chain_id, height, height) if height else ():
+    for _, sealed in store.blocks(chain_id, held.height, held.height):
         last = decode_block(take_apart(sealed).payload)
-    certified = held.certified if held else 0
+    certified = held.certified
     found = node.certificate(chain_id, certified)
     by = set(found[1].voters) if found else set[str]()
-    if held is not None and certified:
+    if certified:
         by |= set(node.attested_by(held, certified, held.certified_epoch))
     voters = len(roster.committee.voters)
     return rules.End(
@@ -261,15 +265,11 @@ def end_of_held(node: KnownNode, meter: str, incarnation: int | None) -> rules.E
         incarnation=enrolled.incarnation,
         network=roster.network,
         verdict="held",
-        reason="" if height else "nobody has sent a block of it",
+        reason="",
         last=(last.height, last.hash.hex()) if last else (0, ""),
         end_s=last.end_s if last else None,
-        registers=registers_at(last)
-        or {
-            obis_code(energy.obis): (energy.last_uj, "estimated" if energy.kind else "measured")
-            for energy in enrolled.registers
-        },
-        certified=(certified, held.hashes[certified].hex()) if held and certified else (0, ""),
+        registers=registers_at(last),
+        certified=(certified, held.hashes[certified].hex()) if certified else (0, ""),
         word=word_of(voters),
         by=sorted(by),
         **_network(roster, enrolled.name),

@@ -184,7 +184,8 @@ def lines(end: End) -> list[str]:
     """Return all of it for people, in 80 columns."""
     orders = f"orders by {end.distributor}" if end.distributor else "nobody gives orders"
     shown = _line("chain", f"{end.meter} ({end.incarnation}) in {end.network}, {orders}")
-    shown += _line("account", f"{end.verdict}{f': {end.reason}' if end.reason else ''}")
+    verdict = "not seen; this is what a neighbour holds" if end.verdict == "held" else end.verdict
+    shown += _line("account", f"{verdict}{f': {end.reason}' if end.reason else ''}")
     shown += _line("last block", str(end.last[0]) if end.last[0] else "none")
     if end.last[0]:
         shown += _line("", end.last[1])
