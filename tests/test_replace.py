@@ -225,7 +225,7 @@ def test_the_new_device_bears_the_old_ones_name(ctl: Ctl, street: Path, tmp_path
 @pytest.mark.parametrize(
     "by_card", [pytest.param(True, id="by its card"), pytest.param(False, id="in the office")]
 )
-def test_s3_the_office_takes_each_line_as_it_is_and_the_chain_goes_on(
+def test_the_office_takes_each_line_as_it_is_and_the_chain_goes_on(
     ctl: Ctl, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_card: bool
 ) -> None:
     meter = KITCHEN if by_card else HOUSE

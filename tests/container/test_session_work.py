@@ -103,7 +103,7 @@ def test_a2_without_a_terminal_a_commissioning_asks_nobody_and_takes_no_path(
     assert commissioned(device) == before
 
 
-def test_a5_what_a_technician_did_by_hand_is_kept_for_the_next_command(
+def test_what_a_technician_did_by_hand_is_kept_for_the_next_command(
     device: Machine, caller: Callable[..., Caller]
 ) -> None:
     jo, look = caller("jo"), "commission --check --seconds 3 --json"
