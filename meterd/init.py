@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from meterd.authority.roster import found
 from meterd.device.archive import GENESIS_FILE, ORDERS_FILE, add_orders, read_file
 from meterd.device.card import sync_folder
+from meterd.device.failures import FAILURES_FILE
 from meterd.device.keys import create_seal, create_vote, load_seal, load_vote
 from meterd.errors import (
     AbsentError,
@@ -39,7 +40,20 @@ if TYPE_CHECKING:
 
 BESIDE = ".new"  # of a file that is not whole yet; one that power failed on is removed
 NAMED_MAX = 8  # nodes in a hint
+_NO_ACCOUNT = frozenset({FAILURES_FILE, "lost+found"})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+
+
+def is_free(state: Path) -> bool:
+    """Return whether an account may be made in `state`: nothing is there that matters.
+
+    A start before there was an account leaves a note of why it failed, and a file system of its
+    own has `lost+found`: neither is an account, and whoever began in the wrong order goes on.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    return not state.is_dir() or {path.name for path in state.iterdir()} <= _NO_ACCOUNT
 
 
 def create_account(
@@ -53,7 +67,7 @@ def create_account(
     """Make the account of a standalone meter in `state`, and return its genesis.
 
     Args:
-        state: A folder that does not exist yet, or is empty.
+        state: A folder that does not exist yet, or is free.
         settings: Name, interval, zone, currency, fuse and clamps go into the genesis.
         seed: The sealing key's seed, 32 bytes.
         network: Its network's name; the meter's own if empty.
@@ -66,7 +80,7 @@ def create_account(
     """
     with _making(state):
         state.mkdir(parents=True, exist_ok=True)
-        if any(state.iterdir()):
+        if not is_free(state):
             raise ConfigError(
                 f"{state} is not empty: an account is never made over another",
                 hint="name an empty folder, or move the old one away and keep it",

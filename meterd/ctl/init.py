@@ -22,7 +22,7 @@ from meterd.ctl.owner import as_owner
 from meterd.device.keys import SEED_BYTES
 from meterd.device.secret import find_device_key
 from meterd.errors import ConfigError, DeniedError, MeterdError, StorageError, UsageError
-from meterd.init import create_account
+from meterd.init import create_account, is_free
 from meterd.ledger.account import NAME
 from meterd.metering.board import LAYOUTS
 
@@ -123,12 +123,12 @@ def run(options: argparse.Namespace) -> int:
     if options.network and not NAME.fullmatch(options.network):
         raise UsageError(f"--network: expected 1 to 32 of a-z, 0-9 and -, got {options.network!r}")
     text = ""
+    _refuse_full(state)
     if path.exists():
         _refuse_flags(options)
         settings = load(path)
     else:
         text, settings = _new_settings(options, asks=asks)
-    _refuse_full(state)
     if asks:
         _confirm(path, state, settings, new=bool(text))
     if text:
@@ -166,7 +166,7 @@ def _refuse_flags(options: argparse.Namespace) -> None:
 
 def _refuse_full(state: Path) -> None:
     """Refuse what `create_account` would refuse, before anything is asked or written."""
-    if state.is_dir() and any(state.iterdir()):
+    if not is_free(state):
         raise ConfigError(
             f"{state} is not empty: an account is never made over another",
             hint="name an empty folder, or move the old one away and keep it",
