@@ -329,6 +329,20 @@ def test_a_device_that_is_well_has_nothing_but_good_findings() -> None:
             id="a credential that others may write",
         ),
         pytest.param(
+            {"secrets": (SECRET._replace(mode=0o444, credential=True),)},
+            "sealing key",
+            FAIL,
+            "read or changed by others (mode 0444)",
+            id="a unit's credential that everybody may read",
+        ),
+        pytest.param(
+            {"secrets": (SECRET._replace(mode=0o460, credential=True),)},
+            "sealing key",
+            FAIL,
+            "read or changed by others (mode 0460)",
+            id="a unit's credential that its user may write",
+        ),
+        pytest.param(
             {"vault": Vault(BAD, 32, model=True)}, "vault", FAIL, "wrong", id="the vault is shut"
         ),
         pytest.param(
@@ -429,6 +443,12 @@ def test_a_credential_is_encrypted_and_may_be_read() -> None:
     assert [each.verdict for each in found if each.check == "sealing key"] == [OK]
 
 
+def test_a_credential_of_a_unit_that_runs_has_the_mask_of_its_list_of_access() -> None:
+    """systemd hands it over as 0440, its user let in by an ACL: so each healthy device has it."""
+    found = examine(well_but(secrets=(SECRET._replace(mode=0o440, credential=True),)))
+    assert [each.verdict for each in found if each.check == "sealing key"] == [OK]
+
+
 def test_of_many_items_two_are_named() -> None:
     wrong = ("/etc/a", "/etc/b", "/etc/c")
     facts = well_but(locked=Locked(applied=True, items=9, wrong=wrong))
@@ -471,9 +491,21 @@ def test_alarms_come_the_worst_first_and_one_that_nobody_knows_before_them() -> 
 
 
 def test_every_alarm_that_the_meter_raises_has_its_place() -> None:
-    from meterd.lamp import ALARMS
+    from meterd.event_kinds import ALARMS
 
-    assert set(ALARMS) <= set(WORST_FIRST)
+    assert set(ALARMS) == set(WORST_FIRST)
+    assert all(not todo(f"{kind}: x").startswith("see `meterctl events") for kind in ALARMS)
+
+
+@pytest.mark.parametrize("name", ["port", "unit meterd-peer", "unit run-meterd.line.mount"])
+def test_a_name_of_any_length_stands_apart_and_a_unit_in_a_command_is_whole(name: str) -> None:
+    todo = f"`systemctl start {name[5:]}.timer`; see `journalctl --namespace=meterd -u meterd-x`"
+    _, first, *rest = lines([Finding(name, FAIL, "is inactive", todo)])
+    assert first.split(maxsplit=1)[1].startswith(f"{name} ")
+    assert first.endswith(" is inactive")
+    assert {line[:27].strip() for line in rest} == {""}
+    assert "-u meterd-x`" in " ".join(rest).replace("  ", "")
+    assert [line for line in rest if line.endswith("-")] == []
 
 
 def test_findings_fit_eighty_columns_and_begin_with_the_answer() -> None:

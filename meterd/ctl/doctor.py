@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterd.ctl.doctor_checks import Finding
 
 CONFIG_DEFAULT = Path("/etc/meterd/meterd.toml")
-_CHECK_LETTERS = 22  # the longest name, and a blank
+_CHECK_LETTERS = 22  # what names take, and a blank; a longer one begins its text further right
 _MARKS = {OK: "ok", WARN: "warn", FAIL: "FAIL", UNKNOWN: "?"}
 _MARK_LETTERS = 5
 _WORDS = {FAIL: "failed", WARN: "to look at", UNKNOWN: "not known", OK: "well"}
@@ -115,10 +115,11 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
     """Yield findings for people: the answer, then each, in 80 columns."""
     yield headline(findings)
     for finding in findings:
-        begin = f"{_MARKS[finding.verdict]:{_MARK_LETTERS}}{finding.check:{_CHECK_LETTERS}}"
+        name = f"{finding.check} "
+        begin = f"{_MARKS[finding.verdict]:{_MARK_LETTERS}}{name:{_CHECK_LETTERS}}"
         yield from _folded(begin, finding.found)
         if finding.todo:
-            yield from _folded(" " * len(begin), f"do: {finding.todo}")
+            yield from _folded(" " * (_MARK_LETTERS + _CHECK_LETTERS), f"do: {finding.todo}")
 
 
 def headline(findings: Sequence[Finding]) -> str:
@@ -139,8 +140,14 @@ def headline(findings: Sequence[Finding]) -> str:
 
 
 def _folded(begin: str, text: str) -> Iterator[str]:
+    """Yield a text behind what it begins with; a unit's name in a command is never broken."""
     printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    first, *rest = wrap(printable, COLUMNS - len(begin)) or [""]
-    yield f"{begin}{first}".rstrip()
-    for line in rest:
-        yield f"{' ' * len(begin)}{line}"
+    below = " " * (_MARK_LETTERS + _CHECK_LETTERS)
+    told = wrap(
+        printable,
+        COLUMNS,
+        initial_indent=begin,
+        subsequent_indent=below,
+        break_on_hyphens=False,
+    )
+    yield from told or [begin.rstrip()]

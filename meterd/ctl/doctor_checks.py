@@ -554,6 +554,13 @@ def _account(verdict: Verdict, _: Facts) -> Iterator[Finding]:
     yield _as("account", verdict)
 
 
+def _opened(secret: Secret) -> int:
+    """Return the bits of a mode that open a secret to others than its owner."""
+    if secret.encrypted:
+        return 0o022
+    return 0o037 if secret.credential else 0o077
+
+
 @_rule("secrets", "secrets")
 def _secrets(secrets: tuple[Secret, ...], _: Facts) -> Iterator[Finding]:
     for secret in secrets:
@@ -562,7 +569,7 @@ def _secrets(secrets: tuple[Secret, ...], _: Facts) -> Iterator[Finding]:
                 yield Finding(
                     secret.name, FAIL, f"there is no {secret.path}", f"`{secret.make}` makes it"
                 )
-        elif secret.mode & (0o022 if secret.encrypted else 0o077):
+        elif secret.mode & _opened(secret):
             done = "changed" if secret.encrypted else "read or changed"
             yield Finding(
                 secret.name,

@@ -155,6 +155,8 @@ class Secret(NamedTuple):
         needed: Whether this device has to have it.
         make: What makes it.
         encrypted: Whether it lies there encrypted, so that others may read it.
+        credential: Whether systemd keeps it there for one unit. A list of access lets that unit's
+            user in, and the group's bits of the mode are that list's mask.
     """
 
     name: str
@@ -164,6 +166,7 @@ class Secret(NamedTuple):
     needed: bool
     make: str
     encrypted: bool = False
+    credential: bool = False
 
 
 class Vault(NamedTuple):

@@ -69,6 +69,7 @@ LISTEN_S_MAX = 15.0
 BROKER_S_MAX = 3.0
 VISIT_S_MIN = 12 * 3600  # a login younger than this is the visit that asks
 VISITS = frozenset({"technician_entered"})  # kinds of events that tell of one
+CREDENTIALS = "/run/credentials"  # where systemd hands over secrets, to one unit each
 SSHD = "etc/ssh/sshd_config.d/10-meterd.conf"
 SSH_FOLDER = "etc/meterd/ssh"
 MILLISECONDS_A_DAY = 86_400_000
@@ -441,9 +442,15 @@ def _secret(name: str, path: Path, *, needed: bool, make: str) -> Secret:
         mode = stat.S_IMODE(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return Secret(name, str(path), there=False, mode=0, needed=needed, make=make)
-    encrypted = path.parent.name == STORE.name  # systemd-creds leaves them readable
     return Secret(
-        name, str(path), there=True, mode=mode, needed=needed, make=make, encrypted=encrypted
+        name,
+        str(path),
+        there=True,
+        mode=mode,
+        needed=needed,
+        make=make,
+        encrypted=path.parent.name == STORE.name,  # systemd-creds leaves them readable
+        credential=path.is_relative_to(CREDENTIALS),
     )
 
 
