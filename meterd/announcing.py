@@ -33,7 +33,8 @@ KINDS = frozenset(
     {
         *(RAISED, OVER),
         *("started", "stopped", "power_lost", "died", "refused", "software_updated"),
-        *("configuration", "parameters", "key_made", "key_moved", "key_gone", "key_rotated"),
+        *("configuration", "parameters", "commissioned", "failed"),
+        *("key_made", "key_moved", "key_gone", "key_rotated"),
         *("technician_entered", "technician_left", "technician_command", "login_refused"),
         *("case_opened", "case_closed", "case_opened_while_off", "case_closed_while_off"),
         *("case_acknowledged", "magnet", "magnet_gone", "pins_forgotten"),
@@ -41,22 +42,27 @@ KINDS = frozenset(
         *("clock_set", "clock_stepped", "clock_went_back"),
         *("torn_tail", "checkpoint_lost"),
         *("failed", "commissioned"),
-        *("vault_put", "vault_refused", "vault_rotated", "vault_erased"),
     }
 )
 """What row E1 counts as a security event, but for `KEPT_HERE`."""
 
-KEPT_HERE = frozenset({"order", "recovered", "pruned", "clock_held", "clock_status", "vault_read"})
-"""What is told to nobody else: orders and recoveries, which everybody has; what happens day by day;
-and when a household looks at what is its own."""
+KEPT_HERE = frozenset(
+    {
+        *("order", "recovered"),  # everybody has them
+        *("clock_held", "clock_status", "pruned"),  # day by day
+        # the household's own affair
+        *("vault_put", "vault_read", "vault_refused", "vault_rotated", "vault_erased"),
+    }
+)
+"""What is told to nobody else."""
 
 ALARMS = frozenset(
     {
         *("adaptor_out", "cadence", "clock", "frozen", "garbage", "layout", "neighbours", "port"),
         *("case", "magnet", "gpio", "relay"),
         *("case_switch_stuck", "magnet_stuck", "button_stuck"),
-        *("software_changed", "storage_full", "storage_low", "undervoltage"),
-        *("parameters", "no_broker", "certificate_expired"),
+        *("software_changed", "parameters", "storage_full", "storage_low", "undervoltage"),
+        *("no_broker", "certificate_expired"),  # told once there is a broker again
     }
 )
 """The alarms that this meter may name."""

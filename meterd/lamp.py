@@ -48,7 +48,7 @@ PATTERNS = {
 - stopped: nothing is sealed any more, and nothing will be before somebody acts
 - storage: the card is full, or nearly
 - case: it is open, or was and nobody has acknowledged that; or a magnet is there; or a pin cannot
-  be watched
+  be watched or set; or somebody has edited settings that a signed command alone changes
 - board: it is silent, or cannot be read
 - power: the supply's voltage is too low
 - clock: it is not synchronised
@@ -63,7 +63,11 @@ ALARMS = {
     "case": "case",
     "case_switch_stuck": "case",
     "magnet": "case",
+    "magnet_stuck": "case",
+    "button_stuck": "case",
+    "relay": "case",
     "gpio": "case",
+    "parameters": "case",
     "port": "board",
     "garbage": "board",
     "layout": "board",
@@ -76,7 +80,7 @@ ALARMS = {
     "no_broker": "neighbours",
     "certificate_expired": "neighbours",
 }
-"""Which of `PATTERNS` an alarm is; others have none."""
+"""Which of `PATTERNS` an alarm is. `software_changed` has none: the daemon ends, and it is dark."""
 
 
 class Step(NamedTuple):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meterd import event_kinds
 from meterd.lamp import (
     ALARMS,
     COUNT_MAX,
@@ -101,6 +102,11 @@ def test_every_state_that_is_counted_ends_with_a_pause() -> None:
 )
 def test_the_worst_is_shown(troubles: set[str], state: str) -> None:
     assert worst(troubles) == state
+
+
+def test_no_alarm_stands_while_the_light_says_well() -> None:
+    """`status` and `doctor` call each of them not well. One ends the daemon: it is dark."""
+    assert set(event_kinds.ALARMS) - set(ALARMS) == {"software_changed"}
 
 
 def test_every_alarm_that_is_shown_has_a_pattern() -> None:

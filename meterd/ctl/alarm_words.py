@@ -38,6 +38,8 @@ WORST_FIRST = (
     "storage_low",
     "gpio",
     "case_switch_stuck",
+    "magnet_stuck",
+    "button_stuck",
     "cadence",
 )
 """By what is lost meanwhile: the account, samples, the measurement, trust in it, the rest. One that
@@ -64,6 +66,8 @@ _TODO = {
     "storage_low": "`meterctl prune`, or a larger card",
     "gpio": "see [gpio] in the settings, and that nobody else holds the pin",
     "case_switch_stuck": "look at the case switch and its cable",
+    "magnet_stuck": "look at the magnet switch and its cable",
+    "button_stuck": "look at the button and its cable",
     "cadence": "set board.polling_ms to what the board does",
 }
 
