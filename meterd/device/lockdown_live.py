@@ -49,12 +49,12 @@ def share_folder() -> Path:
 
 
 def read_share(folder: Path) -> dict[str, bytes]:
-    """Return what meterd brings, by path."""
+    """Return what meterd brings, by path; what is written for people alone is left out."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for name in ("systemd", "config")
         for path in sorted((folder / name).rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".md"
     }
 
 

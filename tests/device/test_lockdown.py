@@ -288,6 +288,12 @@ def test_every_file_of_systemd_has_a_place_and_units_are_enabled() -> None:
     assert f"Wants={board}\n" in after.text("/etc/systemd/system/meterd.service")
 
 
+def test_what_is_written_for_people_is_installed_nowhere() -> None:
+    assert (ROOT / "systemd/README.md").is_file()
+    assert (ROOT / "config/README.md").is_file()
+    assert [path for path in read_share(ROOT) if path.endswith(".md")] == []
+
+
 @pytest.mark.parametrize(
     ("port", "opened"),
     [
