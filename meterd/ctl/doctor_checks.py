@@ -637,7 +637,7 @@ def _locked(locked: Locked, _: Facts) -> Iterator[Finding]:
 def _technician(technician: Technician, facts: Facts) -> Iterator[Finding]:
     if not technician.ca or not technician.principals:
         missing = "no CA" if not technician.ca else "no list of principals"
-        hint = "README, A technician: bring technician-ca.pub, principals and revoked"
+        hint = "bring technician-ca.pub, principals and revoked: see `meterctl ca --help`"
         yield Finding("technicians", FAIL, f"{missing} is on the device: nobody can enter", hint)
         return
     if technician.revoked_s is None:
