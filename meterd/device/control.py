@@ -35,12 +35,13 @@ from asyncvarlink.serviceinterface import PermissionDenied, VarlinkServiceInterf
 
 from meterd.device.control_access import AccessMethods, AccessSource
 from meterd.device.control_connection import INTERFACE, Connection, Failed, listen
-from meterd.device.control_roles import RoleRegistry, role_of
+from meterd.device.control_roles import OPERATOR, RoleRegistry, role_of
 from meterd.device.control_vault import VaultMethods, VaultSource
 from meterd.errors import UsageError
 
 INTERFACE_VERSION = "1"  # the software's own version is a field of Status
 CONNECTIONS_MAX = 16  # people at one device; more is a program gone wrong, and is told so
+OPERATOR_PLACES = 4  # of these, which nobody else can take: root gets in to see who has the rest
 FEED_ITEMS_MAX = 64  # readings for a slow listener: five minutes at one each 5 s
 SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13; Python has no name for it
 GROUPS_MAX = 256  # of one user; Python reads no more, and most have ten
@@ -408,17 +409,18 @@ class ControlServer:
         _, uid, _ = struct.unpack(
             "3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         )
+        role = role_of(uid, own_uid=os.geteuid())
+        places = CONNECTIONS_MAX - (0 if role == OPERATOR else OPERATOR_PLACES)
         refusal: VarlinkErrorReply | None = None
         if not (allowed(uid) or group in groups_of(connected)):
             refusal = PermissionDenied()
-        elif len(self._connections) >= CONNECTIONS_MAX:
-            refusal = TooManyConnections(connections_max=CONNECTIONS_MAX)
+        elif len(self._connections) >= places:
+            refusal = TooManyConnections(connections_max=places)
         if refusal is not None:
             self.refused += 1
             with connected, contextlib.suppress(OSError):  # it may have gone; it is closed anyway
                 connected.send(json.dumps(refusal.tojson()).encode() + b"\0")
             return
-        role = role_of(uid, own_uid=os.geteuid())
         registry = RoleRegistry(role)
         registry.register_interface(
             VarlinkServiceInterface("meterd", "meterd", INTERFACE_VERSION, "", registry)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterd.device.control import ControlServer, _Control
+from meterd.device.control import CONNECTIONS_MAX, OPERATOR_PLACES, ControlServer, _Control
 from meterd.device.control_parameters import ParametersInterface
 from meterd.device.control_roles import OPERATOR, ROLES, TECHNICIAN, may, role_of
 from tests.daemon_kit import NOBODY, need_root
@@ -181,6 +181,41 @@ def test_an_interface_beside_is_made_for_the_role_of(hall: Path, uid: int, role:
 
     asyncio.run(knock())
     assert asked == [("5f", "5f", role)]
+
+
+HOLD = """
+import os, socket, sys
+os.setuid(int(sys.argv[2]))
+lines = []
+for _ in range(int(sys.argv[3])):
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(sys.argv[1])
+    line.sendall(b'{"method": "org.meterd.Control.Status"}\\0')
+    lines.append((line, line.recv(65536)))
+print(sum(b"TooManyConnections" in said for _, said in lines), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_takes_all_the_places_leaves_the_operator_one(hall: Path) -> None:
+    need_root()
+
+    async def crowd() -> tuple[int, dict[str, str]]:
+        async with served(hall / "control", lambda _: True) as running:
+            (hall / "control").chmod(0o666)
+            options = ("-I", "-c", HOLD, str(running.path), str(NOBODY), str(CONNECTIONS_MAX))
+            crowding = await asyncio.create_subprocess_exec(
+                sys.executable, *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert crowding.stdin is not None
+            assert crowding.stdout is not None
+            turned_away = int(await crowding.stdout.readline())
+            said = await asyncio.to_thread(ask, running.path, ["Status"], uid=0)
+            crowding.stdin.close()
+            await crowding.wait()
+            return turned_away, said
+
+    assert asyncio.run(crowd()) == (OPERATOR_PLACES, {"Status": ""})
 
 
 def test_a_method_without_a_line_is_the_operators_alone() -> None:
