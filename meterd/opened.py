@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.config_signed import in_force
+from meterd.config import parameters
+from meterd.config_signed import in_force, with_parameters
 from meterd.device.archive import open_newest, read_orders
 from meterd.device.history import last_known, last_started
 from meterd.device.keys import load_seals, seals_kept
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from meterd.device.recovery import Recovered
     from meterd.ledger.account import Genesis, Parameters
     from meterd.ledger.event import Details, Event
+    from meterd.ledger.parameters import Pairs
     from meterd.since import Last
 
 
@@ -139,7 +141,7 @@ def open_account(
             hint="the interval is the network's: set meter.interval_s to it",
         )
     recovered = recover(state, chain, card=card)
-    _check_records(recovered, roster)
+    _check_records(recovered, roster, settings)
     records = recovered.found.parameters.values()
     newest = max(records, key=lambda record: record.sequence, default=None)
     held = in_force(settings, newest.settings if newest else ())
@@ -158,12 +160,19 @@ def open_account(
     )
 
 
-def _check_records(recovered: Recovered, roster: Roster) -> None:
+def _check_records(recovered: Recovered, roster: Roster, settings: Settings) -> None:
     """See that each parameter record since the checkpoint follows from the one before.
 
     Raises:
         LedgerDamagedError: One does not: somebody has written it who may not.
     """
+
+    def effect(pairs: Pairs) -> Pairs:
+        try:
+            return parameters(with_parameters(settings, dict(pairs)))
+        except ConfigError:  # of a software that knew others: as it is spelt, then
+            return pairs
+
     known = map(decode_parameters, recovered.checkpoint.start.parameters)
     before = max(known, key=lambda record: record.sequence, default=None)
     for event in recovered.found.events:
@@ -174,7 +183,7 @@ def _check_records(recovered: Recovered, roster: Roster) -> None:
         try:
             if before is not None:
                 signed = message if isinstance(message, bytes) else b"?"
-                check_follows(before, after, signed, _owners(before, roster))
+                check_follows(before, after, signed, _owners(before, roster), effect)
         except BrokenSuccessionError as error:
             raise LedgerDamagedError(
                 f"event {event.number}: {error}",

@@ -24,11 +24,10 @@ from meterd.ledger.parameters import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from meterd.ledger.account import Parameters
-
-THE_NETWORKS = frozenset({"meter.interval_s"})  # an order changes it, and needs no command
+    from meterd.ledger.parameters import Pairs
 
 
 class BrokenSuccessionError(CommandRefusedError):
@@ -36,7 +35,11 @@ class BrokenSuccessionError(CommandRefusedError):
 
 
 def check_follows(
-    before: Parameters, after: Parameters, message: bytes, owners: Iterable[bytes]
+    before: Parameters,
+    after: Parameters,
+    message: bytes,
+    owners: Iterable[bytes],
+    effect: Callable[[Pairs], object],
 ) -> None:
     """See that one record follows from another.
 
@@ -45,6 +48,8 @@ def check_follows(
         after: The next that the account has.
         message: The sealed command that the event of the next one holds; empty where it has none.
         owners: Public keys that commands may rest on, or have rested on.
+        effect: Returns what parameters come to, however they are spelt: another software may know
+            more of them, each at its default.
 
     Raises:
         BrokenSuccessionError: Nothing leads there.
@@ -54,7 +59,7 @@ def check_follows(
     if after.sequence != before.sequence + 1:
         raise _broken(after, f"it comes after {before.sequence}")
     if not message:
-        _check_same(before, after)
+        _check_same(before, after, effect)
         return
     reason = "nobody's key is known"
     for owner in owners:
@@ -72,14 +77,14 @@ def check_follows(
     raise _broken(after, reason)
 
 
-def _check_same(before: Parameters, after: Parameters) -> None:
-    """See that no value has changed; another software may have more of them, or fewer."""
-    old, new = dict(before.settings), dict(after.settings)
-    keys = old.keys() & new.keys() if before.software_id != after.software_id else {*old, *new}
-    kept = {key for key in old if key.startswith("signed.")}
-    for key in sorted((keys | kept) - THE_NETWORKS):
-        if old.get(key) != new.get(key):
-            raise _broken(after, f"it changes {key[:40]} without a signed command")
+def _check_same(before: Parameters, after: Parameters, effect: Callable[[Pairs], object]) -> None:
+    """See that nothing has changed but how it is spelt, and what software there is."""
+    (old, signed), (new, signed_now) = split(before.settings), split(after.settings)
+    if signed != signed_now:
+        raise _broken(after, "it changes what was signed without a signed command")
+    if effect(old) != effect(new):
+        changed = sorted({key for key, _ in {*old} ^ {*new}})
+        raise _broken(after, f"it changes {', '.join(changed)[:80]} without a signed command")
 
 
 def _when_granted(message: bytes) -> int | None:
