@@ -110,7 +110,9 @@ def test_what_a_technician_did_by_hand_is_kept_for_the_next_command(
 
     def seen() -> bool:
         said = jo.ssh(f"{look} --answers load=on,zero=skip")
-        steps = json.loads(said.text.splitlines()[0])["steps"]
+        [steps] = [
+            json.loads(line)["steps"] for line in said.text.splitlines() if line.startswith("{")
+        ]
         return {"good"} == {one["verdict"] for one in steps if one["name"] == "direction"}
 
     device.until(seen, "a load")
@@ -136,7 +138,7 @@ while {RUNS}; do sleep 0.1; done
 printf 'version\\nexit\\n'
 """,
     )
-    assert "switch a known load on" in said
+    assert "Enter when it is so" in said, said
     assert "meterctl 0.1.0 (software " in said
     assert "uid=" not in said
     results = [
