@@ -54,6 +54,7 @@ from meterd.authority.senders import Settings as Pace
 from meterd.claims import REPEAT_MS, spell_claims
 from meterd.config import load_node
 from meterd.device import proofs
+from meterd.device.archive import GENESIS_FILE
 from meterd.device.broker import Broker, parse_address
 from meterd.device.clock import SystemClock
 from meterd.device.keys import load_vote
@@ -115,6 +116,12 @@ def run(arguments: argparse.Namespace) -> int:
     logger = journal_logger()
     settings = load_node(arguments.config)
     state: Path = arguments.state
+    if not (state / GENESIS_FILE).exists():
+        raise ConfigError(
+            f"there is no {GENESIS_FILE} in {state}",
+            hint="copy the network's there, for this user to read: a device's meter has it in"
+            f" {STATE_DEFAULT}",
+        )
     genesis = read_genesis(state)
     peer = Peer(state, settings, genesis, logger)
     try:

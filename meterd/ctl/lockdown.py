@@ -301,16 +301,21 @@ def _apply(options: argparse.Namespace) -> int:
             return 0
         _prove(keeper, changed)
     failed = _tell(commands(changed, present()))
-    begin = [f"systemctl start {unit}" for unit in _new_services(changed)]
+    begin = new_units(changed)
     if begin:
-        note(f"from the next start on, or now with: {'; '.join(begin)}")
+        note(f"from the next start on, or now with: systemctl start {' '.join(begin)}")
     return failed
 
 
-def _new_services(changed: list[Item]) -> list[str]:
-    """Return the services of meterd itself that are enabled from now on."""
+def new_units(changed: list[Item]) -> list[str]:
+    """Return the services and timers of meterd itself that are enabled from now on.
+
+    By their short names, as systemctl takes them: a line that fits into a terminal.
+    """
     units = [item.path.rpartition("/")[2] for item in changed if isinstance(item.wanted, Link)]
-    return [unit for unit in units if unit.startswith("meterd") and unit.endswith(".service")]
+    own = [unit for unit in units if unit.startswith("meterd")]
+    services = [unit.removesuffix(".service") for unit in own if unit.endswith(".service")]
+    return [*services, *(unit for unit in own if unit.endswith(".timer"))]
 
 
 def _refuse(options: argparse.Namespace, device: _Device) -> None:
