@@ -242,6 +242,7 @@ def test_a_person_commissions_a_meter_step_by_step_and_s3_binds_from_then_on(
     person = Person((*arguments, "-o", written, "--by", "Jo, Elm Street"))
     person.wait_for("switch a known load on")
     person.type("")
+    person.wait_for("watching for up to 1 s")
     person.wait_for("switch off all")
     running.say(0)
     time.sleep(0.5)  # the last line of the load has been read

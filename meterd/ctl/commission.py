@@ -173,6 +173,8 @@ class _Session:
             kept = self._kept[name]
             return rules.Step(name, rules.GOOD, kept["found"], kept.get("todo", ""))
         done = self._ask(question)
+        if done:
+            _say_hint(f"watching for up to {self._options.seconds} s; leave it as it is")
         seen = self._watch() if done else None
         settings: dict[str, str] = self.told["settings"]
         of = "reversed" if name == "direction" else "zero_below_w"
