@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 import pytest
 
+from meterd.ctl.lockdown import new_units
 from meterd.device.failures import FAILURES_FILE, read_failures
+from meterd.device.lockdown import Gone, Item, Link
+from meterd.errors import ConfigError
 from meterd.init import is_free
+from meterd.peer import run
 from tests.test_ctl import Ctl
 
 if TYPE_CHECKING:
@@ -54,3 +59,44 @@ def test_a_folder_that_cannot_be_used_is_said_before_anything_is_asked(
 
 def test_a_folder_that_is_not_there_is_free(tmp_path: Path) -> None:
     assert is_free(tmp_path / "none")
+
+
+def test_a_peer_process_without_the_genesis_says_where_to_take_it_from(tmp_path: Path) -> None:
+    """Not `meterctl init`: that makes the account of a meter, which this process has none of."""
+    config = tmp_path / "meterd.toml"
+    config.write_text('[network]\nname = "grid-co"\nbrokers = ["mqtt://127.0.0.1:1"]\n')
+    with pytest.raises(ConfigError, match=r"there is no genesis\.cbor in ") as raised:
+        run(argparse.Namespace(config=config, state=tmp_path))
+    assert "copy the network's there" in raised.value.hint
+    assert "/var/lib/meterd" in raised.value.hint
+
+
+def test_what_the_lockdown_enables_is_started_by_one_line_timers_too() -> None:
+    wants = "/etc/systemd/system/{}.wants/{}"
+    items = [
+        Item(
+            "units",
+            wants.format(target, unit),
+            Gone(),
+            Link(f"/etc/systemd/system/{unit}"),
+            "",
+            "",
+            "",
+        )
+        for target, unit in (
+            ("timers.target", "meterd-check.timer"),
+            ("multi-user.target", "meterd.service"),
+            ("multi-user.target", "meterd-peer.service"),
+            ("sysinit.target", "nftables.service"),
+            ("local-fs.target", "run-meterd.line.mount"),
+        )
+    ]
+    assert new_units(items) == ["meterd", "meterd-peer", "meterd-check.timer"]
+
+
+def test_whoever_prunes_without_a_day_is_told_how_to_name_one(ctl: Ctl) -> None:
+    """Alarms say `meterctl prune`: typed as it is, it goes on from there."""
+    said = ctl("prune", "--state", "/absent")
+    assert said.status == 64
+    assert "say which samples go" in said.err
+    assert "`meterctl prune --before 2026-01-01 --dry-run`" in said.err

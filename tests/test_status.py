@@ -46,7 +46,7 @@ FULL = (
         pytest.param(
             {"alarms": ["cadence: lines come every 9.0 s", FULL]},
             "not well: the card is full: samples are lost",
-            "do: `meterctl prune`",
+            "do: `meterctl prune --before DAY`",
             id="the worst of two alarms",
         ),
         pytest.param(

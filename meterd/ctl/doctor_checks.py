@@ -506,9 +506,9 @@ def _card(card: Card, _: Facts) -> Iterator[Finding]:
     days = free // card.bytes_a_day if card.bytes_a_day else 0
     told = f"{card.free_bytes // 1_000_000} MB free, samples of {days} days"
     if not free:
-        yield Finding("card", FAIL, "is full: samples are lost", "`meterctl prune`")
+        yield Finding("card", FAIL, "is full: samples are lost", "`meterctl prune --before DAY`")
     elif days < DAYS_LEFT_MIN:
-        yield Finding("card", WARN, told, "`meterctl prune`, or a larger card")
+        yield Finding("card", WARN, told, "`meterctl prune --before DAY`, or a larger card")
     elif 0 <= card.inodes_free < INODES_MIN:
         hint = "look what else writes many files: `df -i`"
         yield Finding("card", WARN, f"room for {card.inodes_free} more files only", hint)

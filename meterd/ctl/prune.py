@@ -45,7 +45,7 @@ examples:
 """
     add_state(parser)
     add_socket(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--before",
         metavar="DATE",
@@ -63,6 +63,11 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Prune, by the daemon if it runs; returns the exit code."""
+    if options.before is None and not options.finish:
+        raise UsageError(
+            "say which samples go: those before a day",
+            hint="`meterctl prune --before 2026-01-01 --dry-run` says what would go, and how much",
+        )
     account = StoredAccount(options.state)
     if options.finish:
         return _finish(options, account)
