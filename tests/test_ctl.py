@@ -983,7 +983,7 @@ def test_a_daemon_that_is_not_found_is_not_written_beside(ctl: Ctl, copy: Path) 
         (("export", "--state", "{state}", "--height", "1"), 64, "--cose is required"),
         (("export", "--state", "{state}", "--height", "9999", "--cose"), 69, "no block 9999"),
         (("watch", "--state", "{state}"), 69, "no meterd answers at"),
-        (("prune", "--state", "{state}"), 64, "arguments --before --finish is required"),
+        (("prune", "--state", "{state}"), 64, "say which samples go"),
         (("prune", "--state", "{state}", "--before", "noon"), 64, "expected a date"),
         (("config",), 64, "required: COMMAND"),
         (("config", "check", "/absent"), 78, "there is no settings file /absent"),

@@ -75,7 +75,7 @@ def test_a_device_that_runs_is_seen_to_by_root(device: Machine) -> None:
     for check in (
         *("daemon", "unit meterd", "unit meterd-peer", "unit run-meterd.line.mount", "settings"),
         *("port", "account", "vault", "device secret", "voting key", "software", "broker"),
-        *("certificate", "system", "kernel", "memory", "journal", "sync"),
+        *("certificate", "TLS key", "system", "kernel", "memory", "journal", "sync"),
     ):
         assert told[check] == {"ok"}, found[check]
     assert found["broker"][0]["found"].endswith("says the peer process")
