@@ -230,8 +230,8 @@ def remove(operations: tuple[Operation, ...]) -> None:
         if isinstance(error.__cause__, PermissionError):
             raise DeniedError(
                 f"the pruning is in the account, but files stay: {error}",
-                hint="where they are append-only (`lsattr`), a timer of root removes them;"
-                " else run this as root",
+                hint="where they are append-only, `systemctl start meterd-prune` removes them now,"
+                " else its timer within a day; where they are not, run this as root",
             ) from error
         raise
 

@@ -65,8 +65,9 @@ def test_metering_goes_on_with_files_that_are_append_only(stored: Stored) -> Non
 
 def test_what_an_event_tells_of_goes_and_nothing_else_does(stored: Stored) -> None:
     finish(stored.state, stored.chain)
-    with pytest.raises(DeniedError, match="files stay"):
+    with pytest.raises(DeniedError, match="files stay") as raised:
         prune_stopped(stored.state, stored.chain, BEGIN_S + DAY_S)
+    assert "systemctl start meterd-prune" in raised.value.hint
     assert stored.files == [1, 2, 3, 4, 5]
     size = (stored.state / "samples" / segment_name(1)).stat().st_size
     done = finish(stored.state, stored.chain)
