@@ -1,0 +1,155 @@
+"""Row S4: what is in no list of commands has no effect, wherever it comes from.
+
+Each way in is fed what nobody offers: the command line words in a wrong order, the control socket
+methods that do not exist, the port and the broker bytes. What there is stays as it was, digest by
+digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meterd import ctl
+from meterd.authority.effects import Persist, Received
+from meterd.ctl import COMMANDS
+from meterd.device.control_roles import ROLES
+from meterd.metering.board import BoardDecoder
+from tests.accounts import config_text, replay_lines
+from tests.authority.examples import HOUSE, OTHER_HOUSE
+from tests.device.test_control import served
+from tests.fuzz.targets import RULES
+from tests.net import SEALED, Net
+
+SPAN_S, START_S = 5, 1_783_000_800
+WORDS = (
+    *("init", "put", "rotate", "erase", "apply", "undo", "revoke", "issue", "open", "close", "ack"),
+    *("--json", "--yes", "--force", "--before=2030-01-01", "--finish", "--last=3", "--dry-run"),
+    *("flat-3", "person", "0", "-1", "1e9", "..", "/etc", "", "\x1b[2J", "ü", "a" * 300),
+)
+WRONG = ("--no-such-option", "--no-such-option=1", "--s\x00", "-\u2212")
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = tmp_path_factory.mktemp("closed") / "account"
+    lines = [
+        f"{START_S + SPAN_S * at}\t11 374.0 0.0 0.0 1600.0 0.0 0.0 243.87" for at in range(800)
+    ]
+    replay_lines(lines, config_text(), state)
+    return state
+
+
+def digest_of(folder: Path) -> str:
+    """A digest of every name, mode and byte below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        found.update(f"{path.relative_to(folder)} {path.stat().st_mode:o}\n".encode())
+        if path.is_file():
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def status_of(arguments: list[str]) -> object:
+    """The exit status, whether the parser ends the program or the command returns."""
+    try:
+        return ctl.main(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    command=st.sampled_from([*COMMANDS, "shell", "sudo", ""]),
+    words=st.lists(st.sampled_from(WORDS), max_size=4),
+    wrong=st.sampled_from(WRONG),
+)
+def test_s4_no_command_line_with_a_word_too_many_changes_the_account(
+    account: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    words: list[str],
+    wrong: str,
+) -> None:
+    before = digest_of(account)
+    assert status_of([command, *words, wrong, "--state", str(account)]) == 64
+    assert digest_of(account) == before
+    said = capsys.readouterr()
+    assert "error: " in said.err
+    assert said.out == ""
+
+
+def test_s4_a_command_that_is_offered_changes_it(account: Path, tmp_path: Path) -> None:
+    """So that the test above can fail."""
+    state = tmp_path / "account"
+    shutil.copytree(account, state)
+    before = digest_of(state)
+    assert ctl.main(["prune", "--before", "2030-01-01", "--state", str(state)]) == 0
+    assert digest_of(state) != before
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.one_of(
+        st.text(max_size=20),
+        st.sampled_from(sorted(ROLES)).flatmap(
+            lambda name: st.sampled_from([name.lower(), f"{name} ", f"{name}2", f"Un{name}"])
+        ),
+    ).filter(lambda name: name not in ROLES)
+)
+def test_s4_no_method_that_is_not_offered_reaches_the_meter(name: str) -> None:
+    async def knock(path: Path) -> dict[str, object]:
+        async with served(path, lambda _: True) as running:
+            before = (running.meter.current, list(running.meter.pruned), list(running.meter.told))
+            reader, writer = await running.raw()
+            call = {"method": f"org.meterd.Control.{name}", "parameters": {"before_s": 1}}
+            writer.write(json.dumps(call).encode() + b"\0")
+            said = await asyncio.wait_for(reader.readuntil(b"\0"), 10)
+            writer.close()
+            after = (running.meter.current, running.meter.pruned, running.meter.told)
+            assert after == before
+            reply: dict[str, object] = json.loads(said[:-1])
+            return reply
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert "error" in asyncio.run(knock(Path(folder) / "control"))
+
+
+@given(st.binary(max_size=400))
+def test_s4_what_is_no_line_of_the_board_is_no_reading(noise: bytes) -> None:
+    """No command of the port exists: bytes are a reading of the layout, or nothing."""
+    for name, rules in RULES.items():
+        decoder = BoardDecoder(rules)
+        readings = decoder.receive(noise.replace(b".", b"?"), 0)
+        assert readings == [], name
+        assert decoder.accepted == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=20))
+def test_s4_no_bytes_from_the_broker_change_what_a_node_believes(messages: list[bytes]) -> None:
+    node = settled().nodes[OTHER_HOUSE]
+    before = node.state
+    for message in messages:
+        node.gossip._senders.clear()  # quarantine would hide whether it would be believed
+        effects = node.feed(Received(HOUSE, message))
+        assert not [effect for effect in effects if isinstance(effect, Persist)]
+    assert node.state == before
+
+
+@cache
+def settled() -> Net:
+    net = Net()
+    net.settle(6)
+    net.seal(*SEALED)
+    net.settle()
+    return net
