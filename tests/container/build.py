@@ -45,11 +45,13 @@ def dependencies() -> list[str]:
 
 def build() -> None:
     """Make the file tree anew."""
-    shutil.rmtree(BASE, ignore_errors=True)
+    if BASE.exists():
+        shutil.rmtree(BASE)
     BASE.mkdir()
     tree = BASE / "root"
     run(
-        "mmdebstrap",
+        # In a mount namespace: what it mounts in the tree ends with it, even where it is killed.
+        *("unshare", "--mount", "mmdebstrap"),
         "--quiet",
         "--variant=minbase",
         f"--include={','.join(PACKAGES)}",
