@@ -5,11 +5,12 @@ and the liars are ours, every choice comes from one seed, and an oracle that see
 (`tests.sim_oracle`) tells at every step whether what DESIGN.md claims holds. A seed that fails can
 be played again:
 
-    python -m tests.simulator SEED
+    python -m tests.simulator SEED          or FIRST-LAST
 """
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import random
 import sys
@@ -603,12 +604,30 @@ def play(plan: Plan) -> World:
     return world
 
 
+def seeds_of(text: str) -> range:
+    """Return the seeds that `SEED` or `FIRST-LAST` names."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def main() -> int:
-    """Play the seeds that are named."""
-    for text in sys.argv[1:]:
-        plan = plan_of(int(text))
-        print(plan)
-        print(dict(play(plan).counts))
+    """Play the seeds that are named: of one its plan and counts, of a range how far it is."""
+    parser = argparse.ArgumentParser(description="Plays streets by their seeds.")
+    parser.add_argument("seeds", nargs="+", type=seeds_of, metavar="SEED|FIRST-LAST")
+    for seeds in parser.parse_args().seeds:
+        for seed in seeds:
+            plan = plan_of(seed)
+            if len(seeds) == 1:
+                print(plan)
+                print(dict(play(plan).counts))
+                continue
+            if (seed - seeds.start) % 100 == 0:
+                print(f"from {seed} on", flush=True)
+            try:
+                play(plan)
+            except Exception:
+                print(f"refuted by {seed}", file=sys.stderr)
+                raise
     return 0
 
 
