@@ -125,7 +125,7 @@ def households(data_dir: Path) -> list[Played]:
 
 @pytest.mark.parametrize(
     ("hours", "speed"),
-    [(5, 3600), pytest.param(28 * 24, 7200, marks=[pytest.mark.soak, pytest.mark.timeout(900)])],
+    [(5, 3600), pytest.param(28 * 24, 7200, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
 )
 def test_a_real_and_a_model_household_are_metered_exactly_and_sealed(
     tmp_path: Path, data_dir: Path, hours: int, speed: int
