@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterd.ledger.encoding import encode
+from meterd.ledger.encoding import decode, encode
 from meterd.ledger.segment import FrameHeader, Linker
 from tests.fuzz.targets import GENESIS, KEPT, SHARE, TARGETS
 
@@ -35,7 +35,7 @@ SEEDS: dict[str, list[bytes]] = {
     "config": [
         b'[meter]\nname = "a"\n[board]\nport = "x"\n[[clamp]]\nname = "m"\nrole = "mains"\n'
     ],
-    "vault": [SHARE.encode(), KEPT.content, KEPT.key],
+    "vault": [SHARE.encode(), KEPT.content, KEPT.key, encode([*decode(KEPT.key)[:4], bytes(31)])],
     "capture": [b"1170633600\t11 374.0\n!restart\n1.5\t2000\t11 \\xa0\n"],
 }
 HEADER = FrameHeader(

@@ -30,6 +30,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_ABYTES,
     crypto_aead_xchacha20poly1305_ietf_decrypt,
     crypto_aead_xchacha20poly1305_ietf_encrypt,
 )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 NONCE_BYTES = 24
+TAG_BYTES = crypto_aead_xchacha20poly1305_ietf_ABYTES
 SALT_BYTES = 16
 CONTENT_CONTEXT = "meterd/vault/v1"
 KEY_CONTEXT = "meterd/vault-key/v1"
@@ -529,6 +531,6 @@ def _open(key: bytes, sealed: bytes, about: bytes) -> bytes:
         CryptoError: Another key sealed it, or it is about something else, or it was changed.
     """
     nonce, rest = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
-    if len(nonce) < NONCE_BYTES:
+    if len(rest) < TAG_BYTES:  # libsodium's binding answers with a ValueError
         raise CryptoError("too short")
     return crypto_aead_xchacha20poly1305_ietf_decrypt(rest, about, nonce, key)

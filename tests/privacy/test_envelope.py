@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nacl.public import PrivateKey, SealedBox
 
 from meterd.errors import AbsentError, EncodingError, VaultRefusedError
-from meterd.ledger.encoding import digest
+from meterd.ledger.encoding import decode, digest, encode
 from meterd.privacy.envelope import (
     Files,
     Passphrase,
@@ -171,6 +171,14 @@ def test_v7_every_flipped_byte_is_refused(which: str) -> None:
         with pytest.raises(VaultRefusedError):
             open_vault(FILES._replace(**{which: bytes(data)}), DEVICE)
         data[at] ^= 1
+
+
+def test_v7_a_root_key_that_is_cut_short_is_refused() -> None:
+    """A file well spelled, whose sealed part has lost its end: no flipped byte makes that."""
+    *about, sealed = decode(FILES.key)
+    for length in range(len(sealed)):
+        with pytest.raises(VaultRefusedError, match="the key file was changed"):
+            open_vault(FILES._replace(key=encode([*about, sealed[:length]])), DEVICE)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
