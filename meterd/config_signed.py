@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterd.config import parameters, settings_of
 from meterd.errors import ConfigError
-from meterd.ledger.parameters import FILE, file_digest, split
+from meterd.ledger.parameters import COMMISSIONED, FILE, MISSING, file_digest, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +49,8 @@ def in_force(settings: Settings, record: Pairs) -> InForce:
     """
     held, signed = split(record)
     own = parameters(settings)
-    if not signed:
-        return InForce(settings, own, "")
+    if all(key == MISSING for key, _ in signed):
+        return InForce(settings, (*own, *signed), "")
     signed_for = with_parameters(settings, dict(held))
     pairs = parameters(signed_for)
     if own == pairs or file_digest(own) == dict(signed).get(FILE):
@@ -70,15 +70,49 @@ def in_force(settings: Settings, record: Pairs) -> InForce:
     )
 
 
+def missing(record: Pairs) -> str:
+    """Return what a record says that the card, once put back, does not know; empty if nothing."""
+    signed = dict(split(record)[1])
+    if MISSING not in signed:
+        return ""
+    todo = "a command (`meterctl calibrate`)" if COMMISSIONED in signed else "`meterctl commission`"
+    return (
+        f"the card was put back to before a change: neighbours hold blocks measured under record "
+        f"{signed[MISSING][:16]}, which it does not have; compare, and end this by {todo}"
+    )
+
+
 def with_parameters(settings: Settings, values: Mapping[str, str]) -> Settings:
     """Return `settings` with the parameters of a record, each checked by its rule.
 
     Raises:
         ConfigError: A key or a value cannot be; all that is wrong.
     """
+    found = _read(values, settings.meter.name, settings.meter.zone, settings.board.port)
+    return replace(
+        settings,
+        meter=replace(settings.meter, interval_s=found.meter.interval_s),
+        rules=found.rules,
+        board=replace(settings.board, polling_ms=found.board.polling_ms),
+        clock=found.clock,
+    )
+
+
+def effect(pairs: Pairs) -> Pairs:
+    """Return what the parameters of a record come to here, however they are spelt.
+
+    Those of a software that knew others are as they are spelt.
+    """
+    try:
+        return parameters(_read(dict(pairs), "meter", "UTC", "none"))
+    except ConfigError:
+        return pairs
+
+
+def _read(values: Mapping[str, str], name: str, zone: str, port: str) -> Settings:
     tables: dict[str, Any] = {
-        "meter": {"name": settings.meter.name, "zone": settings.meter.zone},
-        "board": {"port": settings.board.port},
+        "meter": {"name": name, "zone": zone},
+        "board": {"port": port},
         "clamp": [],
     }
     clamps: list[dict[str, Any]] = tables["clamp"]
@@ -92,7 +126,7 @@ def with_parameters(settings: Settings, values: Mapping[str, str]) -> Settings:
                 tables.setdefault(table, {})[name] = _value(name, text)
             case ["clamp", number, name] if number == str(len(clamps) + 1):
                 clamps.append({name: _value(name, text)})
-            case ["clamp", number, name] if number == str(len(clamps)):
+            case ["clamp", number, name] if clamps and number == str(len(clamps)):
                 clamps[-1][name] = _value(name, text)
             case _:
                 unknown.append(f"there is no parameter {key[:40]}")
@@ -100,13 +134,7 @@ def with_parameters(settings: Settings, values: Mapping[str, str]) -> Settings:
     wrong = [*unknown, *(str(mistake) for mistake in mistakes if not mistake.warning)]
     if found is None or wrong:
         raise ConfigError("; ".join(wrong[:DIFFERENCES_SHOWN]))
-    return replace(
-        settings,
-        meter=replace(settings.meter, interval_s=found.meter.interval_s),
-        rules=found.rules,
-        board=replace(settings.board, polling_ms=found.board.polling_ms),
-        clock=found.clock,
-    )
+    return found
 
 
 def _value(name: str, text: str) -> object:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.config import parameters
-from meterd.config_signed import in_force, with_parameters
+from meterd.config_signed import in_force, missing
 from meterd.device.archive import open_newest, read_orders
 from meterd.device.history import last_known, last_started
 from meterd.device.keys import load_seals, seals_kept
 from meterd.device.recovery import recover
 from meterd.device.vault import checked_version
 from meterd.device.vault_events import DETAIL, version_named
-from meterd.errors import ConfigError, EncodingError, LedgerDamagedError
-from meterd.ledger.account import decode_parameters
-from meterd.ledger.parameters import OWNER_KEY
-from meterd.ledger.succession import BrokenSuccessionError, check_follows
+from meterd.errors import ConfigError, EncodingError
 from meterd.since import Started, changes, unclean
 
 if TYPE_CHECKING:
@@ -32,9 +28,8 @@ if TYPE_CHECKING:
     from meterd.config import Settings
     from meterd.device.card import Card
     from meterd.device.recovery import Recovered
-    from meterd.ledger.account import Genesis, Parameters
+    from meterd.ledger.account import Genesis
     from meterd.ledger.event import Details, Event
-    from meterd.ledger.parameters import Pairs
     from meterd.since import Last
 
 
@@ -52,7 +47,8 @@ class Opened(NamedTuple):
         last: How the run before ended, where it did so without a word; else None.
         settings: What is gone by: the parameters as they were signed, all else as in the file.
         pairs: The parameters among them, for the record.
-        differs: What of the file has no effect, and what to do; empty where all has.
+        differs: What of the file has no effect, or of the parameters is not known here, and what
+            to do; empty where all is well.
     """
 
     device: bytes | None
@@ -141,10 +137,10 @@ def open_account(
             hint="the interval is the network's: set meter.interval_s to it",
         )
     recovered = recover(state, chain, card=card)
-    _check_records(recovered, roster, settings)
     records = recovered.found.parameters.values()
     newest = max(records, key=lambda record: record.sequence, default=None)
-    held = in_force(settings, newest.settings if newest else ())
+    pairs = newest.settings if newest else ()
+    held = in_force(settings, pairs)
     return Opened(
         device=device,
         roster=roster,
@@ -156,46 +152,5 @@ def open_account(
         last=last_known(state, recovered),
         settings=held.settings,
         pairs=held.pairs,
-        differs=held.differs,
+        differs="; ".join(filter(None, (missing(pairs), held.differs))),
     )
-
-
-def _check_records(recovered: Recovered, roster: Roster, settings: Settings) -> None:
-    """See that each parameter record since the checkpoint follows from the one before.
-
-    Raises:
-        LedgerDamagedError: One does not: somebody has written it who may not.
-    """
-
-    def effect(pairs: Pairs) -> Pairs:
-        try:
-            return parameters(with_parameters(settings, dict(pairs)))
-        except ConfigError:  # of a software that knew others: as it is spelt, then
-            return pairs
-
-    known = map(decode_parameters, recovered.checkpoint.start.parameters)
-    before = max(known, key=lambda record: record.sequence, default=None)
-    for event in recovered.found.events:
-        if event.kind != "parameters":
-            continue
-        after = decode_parameters(event.bytes_of("record"))
-        message = dict(event.details).get("command", b"")
-        try:
-            if before is not None:
-                signed = message if isinstance(message, bytes) else b"?"
-                check_follows(before, after, signed, _owners(before, roster), effect)
-        except BrokenSuccessionError as error:
-            raise LedgerDamagedError(
-                f"event {event.number}: {error}",
-                hint="somebody wrote it into the account: keep a copy, see `meterctl verify`",
-            ) from error
-        before = after
-
-
-def _owners(record: Parameters, roster: Roster) -> list[bytes]:
-    """Return the keys that a command may rest on, or may have rested on once."""
-    if roster.distributor is None:
-        return [bytes.fromhex(dict(record.settings).get(OWNER_KEY, ""))]
-    name = roster.distributor[0]
-    chains = (chain for (of, _), chain in roster.chains.items() if of == name)
-    return [key for chain in chains for _, key in chain.keys]

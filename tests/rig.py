@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nacl.signing import SigningKey
 
 from meterd.bookkeeper import Bookkeeper
-from meterd.config import parameters
+from meterd.config_signed import in_force
 from meterd.device.archive import Known, Verdict, read_part, verify
 from meterd.device.clock import Stamp
 from meterd.device.recovery import recover
@@ -87,18 +87,21 @@ class Rig:
             self.settings = settings_of(text)
         self.starts += 1
         self.boot_ms, self.wall_ms, self.status = boot_ms, int(wall_s * 1000), status
-        self._rules = self.settings.rules
+        chain = open_chain(self.genesis, self.settings.meter.name)
+        recovered = recover(self.state, chain, card=self.card)
+        records = recovered.found.parameters.values()
+        newest = max(records, key=lambda record: record.sequence, default=None)
+        held = in_force(self.settings, newest.settings if newest else ())
+        self._rules = held.settings.rules
         self.book = Bookkeeper(
             self.state,
             rules=self._rules,
-            settings=parameters(self.settings),
+            settings=held.pairs,
             software_id=self.software_id,
             build_ms=BUILD_MS,
             interval_s=self.genesis.interval_s,
             keys={bytes(self.key.verify_key): self.key},
-            recovered=recover(
-                self.state, open_chain(self.genesis, self.settings.meter.name), card=self.card
-            ),
+            recovered=recovered,
             boot_id=self.starts.to_bytes(16, "big"),
             draw_secret=lambda stream, number: f"{stream}{number}".encode().ljust(32, b"."),
             read=lambda number, begin, end: read_part(self.state, number, begin, end),

@@ -313,6 +313,9 @@ def test_s3_a_record_that_was_written_on_the_card_is_not_gone_by(
         meter.stop()
     house.verify_good()
     forge(house, **forged)
+    bad = house.verify().first_bad
+    assert bad is not None
+    assert "without a signed command" in bad.reason
     with house.run() as meter:
         assert meter.end() == AccountRefusedError.exit_code
         assert "without a signed command" in meter.said

@@ -227,6 +227,7 @@ class Roster:
             sealer=enrolled.keys[0][1],
             keys=enrolled.keys[1:],
             changes=self.intervals[1:],
+            commanders=self.chains[self.distributor].keys if self.distributor else (),
             head=Head(
                 height=0,
                 block_hash=order_hash,

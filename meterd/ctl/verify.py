@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.options import hex_bytes, positive
 from meterd.ctl.proof import EXIT_CODES, UnreadableError, judge_file, read_proof
-from meterd.ctl.show import count, local, utc, zone_of
+from meterd.ctl.show import COLUMNS, count, local, utc, zone_of
 from meterd.device.archive import GENESIS_FILE, Known, Verdict, verify
 from meterd.errors import EncodingError, UsageError
 from meterd.ledger.account import Genesis, decode_genesis
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 Give what you know from elsewhere than this account: without key and genesis the
 answer is only that the account agrees with itself; without a head it may have
 been cut back to an earlier sealed state. The last line of a good verdict is a
-head to write down for the next time.
+head to write down for the next time. Parameters that changed since the
+commissioning without a signed command are bad.
 
 A file is a receipt of a block, or evidence against who signed two histories. It
 is judged by the genesis alone, which it takes.
@@ -241,7 +243,8 @@ def sentences(verdict: Verdict, genesis: Genesis | None, known: Known) -> list[s
     extent = f"{count(verdict.blocks, 'block')}, {count(verdict.records, 'record')}"
     lines = []
     if bad:
-        lines += [f"bad: {where(bad, genesis)}:", f"  {bad.reason}"]
+        reason = wrap(bad.reason, COLUMNS - 2, break_long_words=False, break_on_hyphens=False)
+        lines += [f"bad: {where(bad, genesis)}:", *(f"  {line}" for line in reason)]
         if verdict.blocks:
             lines.append(f"  good seals: {extent}")
     else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from meterd.authority.certificate import add_spelt_order
 from meterd.authority.roster import found
+from meterd.config_signed import effect
 from meterd.errors import BlockRejectedError, DeniedError, EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
 from meterd.ledger.block import decode_block
@@ -308,7 +309,11 @@ def open_tools(
     audit = _Job(state)
     if workers == 1:
         yield Tools(
-            read, lambda tasks: map(verify_seals, tasks), lambda tasks: map(audit, tasks), progress
+            read,
+            lambda tasks: map(verify_seals, tasks),
+            lambda tasks: map(audit, tasks),
+            progress,
+            effect,
         )
         return
     from meterd.device.workers import Spread
@@ -326,6 +331,7 @@ def open_tools(
             lambda tasks: spread(verify_seals, tasks, 1),
             lambda tasks: spread(audit, tasks, 4),
             progress,
+            effect,
         )
 
 

@@ -66,6 +66,8 @@ class Chain(NamedTuple):
         keys: (order height, sealing key): good for blocks that name that order or a later one,
             where there is more than the first.
         changes: (order height, from when on, interval_s), likewise.
+        commanders: (order height, public key) of who gives orders, ascending: from that order on
+            commands over parameters rest on that key; none where the meter's owner commands.
     """
 
     genesis: bytes
@@ -76,6 +78,7 @@ class Chain(NamedTuple):
     head: Head
     keys: tuple[tuple[int, bytes], ...] = ()
     changes: tuple[tuple[int, int, int], ...] = ()
+    commanders: tuple[tuple[int, bytes], ...] = ()
 
     def key_at(self, order_height: int) -> bytes:
         """Return the key that seals blocks which name the order of this height."""
@@ -113,6 +116,7 @@ def open_chain(genesis: Genesis, meter: str) -> Chain:
             order=(0, genesis.hash),
             events=0,
         ),
+        commanders=tuple((0, n.sealing_key) for n in genesis.nodes if n.role == "distributor"),
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from meterd.ledger.block import Block
     from meterd.ledger.chain import Chain, SealResult, SealTask
     from meterd.ledger.event import Event
+    from meterd.ledger.parameters import Pairs
     from meterd.ledger.pruning import Recovered
 
 
@@ -52,12 +53,14 @@ class Tools(NamedTuple):
         seals: Runs `verify_seals` over tasks, results in order.
         samples: Runs `audit_samples` over tasks, results in order.
         progress: Told what is being done, how far, and of how many.
+        effect: Returns what parameters come to, however they are spelt (`succession`).
     """
 
     read: Callable[[int, int, int], bytes]
     seals: Callable[[list[SealTask]], Iterator[SealResult]]
     samples: Callable[[list[SampleTask]], Iterator[SampleResult]]
     progress: Callable[[str, int, int], None]
+    effect: Callable[[Pairs], object] = dict
 
 
 class TornTail(NamedTuple):

@@ -31,6 +31,7 @@ from meterd.ledger.findings import Findings, Start, Tools, TornTail
 from meterd.ledger.pruning import read_pruned, read_recovered
 from meterd.ledger.samples import take_samples
 from meterd.ledger.stored import FrameStream, Place, SampleFile, read_frames
+from meterd.ledger.succession import BrokenSuccessionError, Succession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,7 @@ def judge(files: Files, start: Start, tools: Tools) -> Findings:
     _check_digests(found, events, start, damage)
     events_damaged = any(bad.stream == "events" for bad in found.bad)
     _check_claims(found, events, files.claims, blocks)
+    _check_parameters(found, events, blocks, start, tools)
     _check_excess(found, blocks, events, start.events)
     take_samples(found, files.samples, start, tools, events_damaged=events_damaged)
     return found
@@ -228,6 +230,37 @@ def _check_claims(
             )
             found.add_bad("blocks", found.blocks[height - first], place)
     found.unclaimed = claimed < head.height
+
+
+def _check_parameters(
+    found: Findings, events: FrameStream, blocks: FrameStream, start: Start, tools: Tools
+) -> None:
+    """See that each parameter record follows from the one before, and that no block goes back."""
+    known = (decode_parameters(record) for record in start.parameters)
+    promised = found.recovered.parameters if found.recovered else b""
+    succession = Succession(start.chain, known, tools.effect, promised=promised)
+    for event, stored in zip(found.events, events.frames, strict=False):
+        try:
+            succession.take(event)
+        except BrokenSuccessionError as error:
+            block = next((b for b in found.blocks if b.events >= event.number), None)
+            place = Place(stored.segment, stored.frame.offset, f"event {event.number}: {error}")
+            found.add_bad("events", block, place)
+            break
+    newest = found.parameters.get(start.chain.head.parameters)
+    for block, stored in zip(found.blocks, blocks.frames, strict=False):
+        record = found.parameters.get(block.parameters)
+        if record is None:
+            continue  # one of before neighbours gave the block back; of rows, the samples tell
+        if newest is not None and record.sequence < newest.sequence:
+            reason = (
+                f"it was measured under parameter record {record.sequence}, expected "
+                f"{newest.sequence}, which was in force before, or a later one"
+            )
+            place = Place(stored.segment, stored.frame.offset, reason)
+            found.add_bad("blocks", block, place)
+            return
+        newest = record
 
 
 def _check_excess(found: Findings, blocks: FrameStream, events: FrameStream, before: int) -> None:

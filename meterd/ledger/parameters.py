@@ -53,6 +53,7 @@ OWNER_KEY = "signed.owner"  # public key that commands rest on, where no distrib
 COMMAND = "signed.command"  # SHA-256 of the command
 BY = "signed.by"  # whose it was
 FILE = "signed.file"  # digest of what the settings' file said then (`file_digest`)
+MISSING = "signed.missing"  # hash of one that blocks name and a card that was put back has not
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -224,7 +225,9 @@ def verify_command(
             f"in force is {_hex(held.hash)}",
             hint="make it anew with what is in force: `meterctl parameters`",
         )
-    signed = {key: value for key, value in held.settings if key.startswith(SIGNED)}
+    signed = {
+        key: value for key, value in held.settings if key.startswith(SIGNED) and key != MISSING
+    }
     signed |= {COMMAND: digest(message).hex(), BY: by}
     return Accepted(command, by, {key: value for key, value in settings.items() if value}, signed)
 

@@ -53,6 +53,8 @@ class Recovered(NamedTuple):
         run: Number of the start that asked.
         measured_ms: How long that start had measured by then.
         carried: (OBIS code, kind, uJ) that it had measured, which the next block counts.
+        parameters: Hash of the parameter record that it goes on under, the first event behind
+            this one; empty in an account that began anew before meterd said so.
     """
 
     height: int
@@ -60,6 +62,7 @@ class Recovered(NamedTuple):
     run: int
     measured_ms: int
     carried: tuple[tuple[bytes, int, int], ...]
+    parameters: bytes = b""
 
 
 def _signed(context: str, fields: Sequence[Value], chain: Chain) -> bytes:
@@ -80,7 +83,8 @@ def _verify(event: Event, signed: bytes, chain: Chain) -> None:
 
 
 def _fields(recovered: Recovered) -> list[Value]:
-    return [*recovered[:-1], [list(one) for one in recovered.carried]]
+    fields: list[Value] = [*recovered[:4], [list(one) for one in recovered.carried]]
+    return [*fields, recovered.parameters] if recovered.parameters else fields
 
 
 def seal_recovered(recovered: Recovered, chain: Chain, key: SigningKey) -> Details:
@@ -92,6 +96,7 @@ def seal_recovered(recovered: Recovered, chain: Chain, key: SigningKey) -> Detai
         ("run", recovered.run),
         ("measured_ms", recovered.measured_ms),
         ("carried", encode([list(one) for one in recovered.carried])),
+        *((("parameters", recovered.parameters),) if recovered.parameters else ()),
         ("seal", signature),
     )
 
@@ -111,6 +116,7 @@ def read_recovered(event: Event, chain: Chain) -> Recovered:
         event.number_of("run"),
         event.number_of("measured_ms"),
         carried,
+        event.bytes_of("parameters") if "parameters" in dict(event.details) else b"",
     )
     _verify(event, _signed(RECOVERED_CONTEXT, _fields(recovered), chain), chain)
     return recovered

@@ -100,6 +100,7 @@ BACK = Recovered(
     run=4,
     measured_ms=65_000,
     carried=((IMPORT, 0, 7_200_000),),
+    parameters=bytes(range(32)),
 )
 CARRIED: list[Value] = [list(one) for one in BACK.carried]
 SPELT = spell_order(*ordered(ENROL).certified[0])
@@ -129,7 +130,7 @@ MESSAGES: dict[str, tuple[str, bytes]] = {
     "what the seal of pruned is over": ("pruned", _signed(PRUNED_CONTEXT, GONE, HOME)),
     "what the seal of recovered is over": (
         "recovered",
-        _signed(RECOVERED_CONTEXT, [*BACK[:-1], CARRIED], HOME),
+        _signed(RECOVERED_CONTEXT, [*BACK[:-2], CARRIED, BACK.parameters], HOME),
     ),
     "status": ("status", _status(HOUSE, online=True)),
     "last will": ("status", _status(HOUSE, online=False)),
@@ -199,7 +200,7 @@ def test_events_that_excuse_are_sealed_over_what_the_schema_says() -> None:
         (
             recovered,
             "what the seal of recovered is over",
-            ("height", "hash", "run", "measured_ms", "carried"),
+            ("height", "hash", "run", "measured_ms", "carried", "parameters"),
         ),
     ):
         signed = MESSAGES[name][1]
@@ -207,7 +208,7 @@ def test_events_that_excuse_are_sealed_over_what_the_schema_says() -> None:
         assert tuple(name for name, _ in event.details) == (*shown, "seal")
         values = [value for _, value in event.details[:-1]]
         if name.endswith("recovered is over"):
-            values[-1] = decode(event.bytes_of("carried"))
+            values[-2] = decode(event.bytes_of("carried"))
         assert decode(signed)[4:] == tuple(values)
 
 
