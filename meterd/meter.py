@@ -347,6 +347,7 @@ class Meter:
             recovered,
             key=self.opened_as.keys[chain.key_at(self.neighbours.order[0])],
             parameters=book.parameters_next or book.parameters,
+            known=(book.parameters.hash, book.chain.head.parameters),
             events=max(book.log.events, chain.head.events),
             stamp=(stamp.boot_ms, max(stamp.wall_ms, 0)),
             old_height=own,

@@ -17,6 +17,7 @@ from meterd.ledger.encoding import HASH_BYTES, key_id
 from meterd.ledger.parameters import (
     COMMISSIONED,
     FILE,
+    MISSING,
     OWNER_KEY,
     CommandRefusedError,
     file_digest,
@@ -70,7 +71,10 @@ class Desk:
 
     @property
     def signed(self) -> dict[str, str]:
-        """What that record says of how it came about; empty where the settings' file decides."""
+        """What that record says of how it came about.
+
+        Where the settings' file decides nothing, or that a record is missing.
+        """
         return dict(split(self.record.settings)[1])
 
     def owner(self, roster: Roster) -> bytes:
@@ -140,6 +144,7 @@ class Desk:
                 hint="make one with `meterctl calibrate key`, and keep it elsewhere",
             )
         signed = self.signed | {COMMISSIONED: record.hex()}
+        signed.pop(MISSING, None)
         signed |= {OWNER_KEY: owner.hex()} if owner else {}
         named: Details = (("owner", key_id(owner)),) if owner else ()
         self._book.event("commissioned", (("record", record), *named))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from meterd.config import parameters
-from meterd.config_signed import checked, in_force, with_parameters
+from meterd.config_signed import checked, effect, in_force, missing, with_parameters
+from meterd.ctl.parameters import changers
 from meterd.errors import ConfigError
-from meterd.ledger.parameters import BY, COMMISSIONED, FILE, file_digest
+from meterd.ledger.parameters import BY, COMMISSIONED, FILE, MISSING, file_digest
 from tests.accounts import config_text, settings_of
 
 TEXT = config_text()
@@ -23,6 +24,26 @@ def test_the_file_decides_until_the_parameters_are_signed() -> None:
     for record in ((), SCALED):
         now = in_force(FILE_SETTINGS, record)
         assert now == (FILE_SETTINGS, OWN, "")
+
+
+def test_the_file_decides_too_where_all_that_is_known_is_that_a_record_is_missing() -> None:
+    """A card that was put back to before its commissioning: what it lacks is said on."""
+    lacks = (MISSING, "5f" * 32)
+    assert in_force(FILE_SETTINGS, (*SCALED, lacks)) == (FILE_SETTINGS, (*OWN, lacks), "")
+    assert "`meterctl commission`" in missing((*SCALED, lacks))
+    assert "(`meterctl calibrate`)" in missing((*SCALED, lacks, *SIGNED))
+    assert missing((*SCALED, *SIGNED)) == ""
+    asked = {"distributor": "", "owner": "", "signed": {MISSING: lacks[1]}}
+    assert changers(asked) == "the settings' file, until it is commissioned"
+
+
+def test_parameters_come_to_the_same_however_another_software_spells_them() -> None:
+    fewer = tuple(pair for pair in OWN if pair[0] != "clamp.1.zero_below_w")
+    assert fewer != OWN
+    assert effect(fewer) == effect(OWN) == OWN
+    assert effect(SCALED) == SCALED
+    for strange in ((*OWN, ("board.colour", "red")), (("clamp.0.name", "none"), *OWN), ()):
+        assert effect(strange) == strange
 
 
 def test_s3_what_is_signed_counts_whatever_the_file_says() -> None:

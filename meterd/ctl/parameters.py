@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from meterd.config_signed import missing
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
-from meterd.ctl.show import Column, print_table
+from meterd.ctl.show import COLUMNS, Column, print_table
 from meterd.device.control_client import ControlClient
 from meterd.device.control_parameters import INTERFACE
 from meterd.enrolment import key_words
-from meterd.ledger.parameters import BY, COMMAND, COMMISSIONED
+from meterd.ledger.parameters import BY, COMMAND, COMMISSIONED, MISSING
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
 HASH_LETTERS = 16  # of a hash, for people
+LACKS = "lacks       "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,10 @@ def run(options: argparse.Namespace) -> int:
     record = told["record"][:HASH_LETTERS]
     print(f"meter       {told['meter']}")
     print(f"record      {told['sequence']}, {record}, by {who(told['signed'])}")
-    print(f"changed by  {changers(told)}\n")
+    print(f"changed by  {changers(told)}")
+    if lacks := missing(tuple(told["signed"].items())):
+        print(fill(lacks, COLUMNS, initial_indent=LACKS, subsequent_indent=" " * len(LACKS)))
+    print()
     print_table((Column("parameter", 24), Column("value")), list(told["settings"].items()))
     return 0
 
@@ -73,6 +79,6 @@ def changers(told: Mapping[str, Any]) -> str:
     """Return whose word changes the parameters, from what the daemon shows."""
     named = told["distributor"] or "the owner"
     key = f"{named}, key {key_words(bytes.fromhex(told['owner']))}" if told["owner"] else ""
-    if told["signed"]:
+    if told["signed"].keys() - {MISSING}:
         return key
     return f"the settings' file{f', or {key}' if key else ''}, until it is commissioned"

@@ -20,9 +20,10 @@ from meterd.ledger.event import Event
 from meterd.ledger.pruning import seal_recovered
 from meterd.ledger.segment import STREAMS
 from meterd.ledger.stored import End
+from meterd.ledger.succession import put_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from nacl.signing import SigningKey
@@ -43,6 +44,7 @@ def begin_anew(
     *,
     key: SigningKey,
     parameters: Parameters,
+    known: Collection[bytes],
     events: int,
     stamp: tuple[int, int],
     old_height: int,
@@ -54,9 +56,10 @@ def begin_anew(
         state: The account's folder; its writer has stopped.
         chain: The chain behind the last of `blocks`.
         blocks: All sealed blocks from the first on.
-        recovered: What the first event says.
+        recovered: What the first event says, but for the parameters.
         key: The sealing key.
-        parameters: The record in force.
+        parameters: The record that the card has.
+        known: Hashes of those in force before it, as far as the blocks may name them.
         events: Number of the last event that the old streams or the blocks know.
         stamp: Boot clock and wall clock, ms.
         old_height: Height of the last block that the old streams hold.
@@ -68,6 +71,8 @@ def begin_anew(
     import shutil  # 0.4 MB that the daemon has no other use for
 
     fresh = state / FOLDER
+    record = put_back(parameters, known, chain.head, events)
+    recovered = recovered._replace(parameters=record.hash)
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         for stream in STREAMS:
@@ -85,7 +90,7 @@ def begin_anew(
         boot_ms, wall_ms = stamp
         told = (
             ("recovered", seal_recovered(recovered, chain, key)),
-            ("parameters", (("record", parameters.encode()),)),
+            ("parameters", (("record", record.encode()),)),
         )
         for number, (kind, details) in enumerate(told, start=events + 1):
             log.add_event(

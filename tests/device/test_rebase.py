@@ -22,6 +22,7 @@ from meterd.device.archive import Known, load_blocks, verify
 from meterd.device.rebase import FOLDER, WHOLE, begin_anew, finish
 from meterd.device.recovery import CHECKPOINT_FILE, recover
 from meterd.errors import LedgerDamagedError, StorageError
+from meterd.ledger.account import decode_parameters
 from meterd.ledger.chain import open_chain
 from meterd.ledger.encoding import decode, take_apart
 from meterd.ledger.event import Event, decode_event
@@ -142,6 +143,7 @@ def rebase(
         said,
         key=rig.key,
         parameters=book.parameters,
+        known=(),
         events=max(book.log.events, chain.head.events),
         stamp=(rig.boot_ms, rig.wall_ms),
         old_height=own if old_height is None else old_height,
@@ -175,7 +177,9 @@ def test_an_account_goes_on_behind_the_blocks_of_its_neighbours(rig: Rig, street
     assert [block.hash for block in rig.blocks] == [block.hash for block in street.full.blocks]
     first = rig.events[0]
     assert [event.kind for event in rig.events] == ["recovered", "parameters"]
-    assert read_recovered(first, street.full.book.chain) == said
+    record = decode_parameters(rig.events[1].bytes_of("record"))
+    assert read_recovered(first, street.full.book.chain) == said._replace(parameters=record.hash)
+    assert record == replace(rig.book.parameters, sequence=rig.events[1].number - 1)
     assert first.number > street.full.blocks[-1].events
     assert sorted(path.name for path in rig.state.iterdir()) == [
         f"before-{OLD_HEIGHT}",
@@ -523,6 +527,7 @@ def said_by(event: Event) -> Recovered:
         details["run"],
         details["measured_ms"],
         decode(details["carried"]),
+        details.get("parameters", b""),
     )
 
 
