@@ -490,7 +490,8 @@ def _add_grant(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     parser = actions.add_parser("grant", help=summary, description=f"grant: {summary}.")
     parser.epilog = """\
 For every meter of the network: with the distributor's key, or with the owner's
-where there is none. `meterctl key` shows the genesis hash.
+where there is none. `meterctl key` shows the genesis hash. It cannot be taken
+back before its last day, but by a new key of the distributor's.
 
 examples:
   meterctl calibrate grant --key owner.key --genesis 6cd0… --technician 5f0c… \\
