@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meterd.device.control_client import ControlClient
+from meterd.device.control_parameters import INTERFACE
 from meterd.device.mailbox import INBOX, Mailbox
+from meterd.device.recovery import CHECKPOINT_FILE
+from meterd.ledger.parameters import MISSING
+from meterd.ledger.segment import STREAMS
+from tests.parameters_kit import OWNER, RECORD
 from tests.street_kit import BRIDGE, PORT, Street, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.street_kit import House
 
 pytestmark = pytest.mark.timeout(300)
 RSS_KB_MAX = 60_000
@@ -108,6 +117,43 @@ def test_a_deleted_store_is_filled_by_the_neighbours(street: Street) -> None:
     for path in house.state.glob("peer.db*"):
         path.unlink()
     house.start_peer()
+
+
+def put_back(house: House, card: Path) -> None:
+    """Let the account be the one that `card` holds a copy of; the meter has stopped."""
+    for stream in STREAMS:
+        shutil.rmtree(house.state / stream)
+        shutil.copytree(card / stream, house.state / stream)
+    (house.state / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def test_a_card_put_back_to_before_its_commissioning_is_healed_and_says_what_it_lacks(
+    street: Street, tmp_path: Path
+) -> None:
+    """Its neighbours hold the blocks since, and these name a record that it does not have."""
+    house = street.houses[2]
+    desk = ControlClient(house.state / "control", interface=INTERFACE)
+    named = {"record": RECORD.hex(), "owner": bytes(OWNER.verify_key).hex()}
+    house.end("meter")
+    for stream in STREAMS:
+        shutil.copytree(house.state / stream, tmp_path / stream)
+    house.start_meter()
+    street.goes_on(2)
+    lost = desk.call("Commission", **named)
+    street.goes_on(2)
+    street.is_certified()
+    house.end("meter")
+    put_back(house, tmp_path)
+    house.start_meter()
+    until(lambda: "recovered" in house.log("meter"), f"it is not healed: {house.log('meter')}")
+    until(lambda: "alarm=parameters" in house.log("meter"), "it does not say what it lacks")
+    street.goes_on(2)
+    told = desk.call("Show")
+    assert told["signed"] == {MISSING: lost["record"]}
+    assert told["sequence"] > lost["sequence"]
+    desk.call("Commission", **named)
+    street.goes_on(2)
+    assert MISSING not in desk.call("Show")["signed"]
 
 
 def test_a_hostile_client_with_a_certificate_is_borne(street: Street) -> None:
