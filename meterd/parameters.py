@@ -71,9 +71,9 @@ class Desk:
 
     @property
     def signed(self) -> dict[str, str]:
-        """What that record says of how it came about.
+        """What that record says of how it came about, and whether one before it is missing.
 
-        Where the settings' file decides nothing, or that a record is missing.
+        Empty where the settings' file decides.
         """
         return dict(split(self.record.settings)[1])
 

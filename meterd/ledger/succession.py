@@ -122,7 +122,7 @@ def put_back(record: Parameters, known: Collection[bytes], head: Head, events: i
     """Return the record that a meter goes on under behind blocks that neighbours gave back.
 
     Its number is higher than that of any record there was: each was an event of its own. So no
-    command that was made before counts, the one that was used up and is not on the card neither.
+    command of before counts, and none that was used up since the card was copied.
 
     Args:
         record: The one that the card has.
