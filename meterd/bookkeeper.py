@@ -17,6 +17,7 @@ from meterd.device.recovery import FROM_MS
 from meterd.device.rows import Rows
 from meterd.device.sealer import Sealer
 from meterd.errors import StorageError
+from meterd.flapping import Flapping
 from meterd.ledger.account import DAY_S, Parameters
 from meterd.ledger.row import ELAPSED_MS_MAX, row_struct
 from meterd.metering.energy import (
@@ -180,6 +181,7 @@ class Bookkeeper:
         self.accepted = 0
         self.gaps = 0
         self.alarms: dict[str, str] = {}
+        self._flapping = Flapping()
         self.storing = True
         self.waiting = False
         self._cuts_waiting: list[tuple[Cut, Terms, Mapping[Register, int]]] = []
@@ -457,7 +459,11 @@ class Bookkeeper:
             self._day = day
 
     def tick(self, now_ms: int, stamp: Stamp) -> None:
-        """Close the open interval if its end has passed and no reading can bridge it any more."""
+        """Close the open interval if its end has passed and no reading can bridge it any more.
+
+        And let alarms fall that flapped, and are over.
+        """
+        self._let_fall()
         last_ms = self._row_ms
         wall = self.placement.wall
         if last_ms is None or wall is None or self.placement.alarm or self.waiting:
@@ -639,16 +645,31 @@ class Bookkeeper:
         self._sealer.prune(pruned)
 
     def raise_alarm(self, kind: str, text: str, *, stands: bool) -> bool:
-        """Let an alarm stand or fall; an event tells of each change. Returns whether it changed."""
+        """Let an alarm stand or fall; an event tells of each change. Returns whether it changed.
+
+        One that comes and goes stands on, until a `tick` finds that it may fall.
+        """
+        if stands:
+            self._flapping.stands(kind)
         if (kind in self.alarms) == stands:
             return False
+        if not stands and not self._flapping.may_fall(kind, text, self._sealer.boot_ms):
+            return False
+        self._change_alarm(kind, text, stands=stands)
+        return True
+
+    def _let_fall(self) -> None:
+        for kind, text in self._flapping.over:
+            if self._flapping.may_fall(kind, text, self._sealer.boot_ms):
+                self._change_alarm(kind, text, stands=False)
+
+    def _change_alarm(self, kind: str, text: str, *, stands: bool) -> None:
         self.alarmed(kind, text, stands=stands)
         if stands:
             self.alarms[kind] = text
         else:
             del self.alarms[kind]
         self.event("alarm" if stands else "alarm_over", (("alarm", kind),))
-        return True
 
     def count_dropped(self, dropped: dict[str, int]) -> None:
         """Take over the decoder's counts; they become an event with the next block."""

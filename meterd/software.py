@@ -70,6 +70,7 @@ IRRELEVANT = (
     "device/store*.py",
     "device/systemd*.py",
     "claims.py",
+    "flapping.py",
     "guard.py",
     "health.py",
     "lamp.py",

@@ -17,6 +17,7 @@ from meterd.device import rows as rows_module
 from meterd.device.archive import segment_name, segment_numbers
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.errors import LedgerDamagedError, StorageError
+from meterd.flapping import FALL_EVERY_MS, FALLS_AT_ONCE
 from meterd.ledger.account import decode_parameters
 from meterd.ledger.block import UJ_MAX
 from meterd.ledger.row import ELAPSED_MS_MAX
@@ -819,6 +820,32 @@ def test_an_alarm_is_told_when_it_changes_and_not_while_it_stands(rig: Rig) -> N
     kinds = [event.kind for event in rig.events if event.kind.startswith("alarm")]
     assert kinds == ["alarm", "alarm_over", "alarm"]
     assert {event["alarm"] for event in rig.told("alarm")} == {"case"}
+
+
+def test_an_alarm_that_flaps_stands_and_cannot_fill_the_card(rig: Rig) -> None:
+    rig.start(MIDNIGHT_S)
+    heard: list[str] = []
+    rig.book.told = lambda event: heard.append(event.kind)
+
+    def flap(kind: str) -> list[str]:
+        heard.clear()
+        for _ in range(1000):
+            rig.book.raise_alarm(kind, "out", stands=True)
+            rig.book.raise_alarm(kind, "out", stands=False)
+        return list(heard)
+
+    flaps = ["alarm", "alarm_over"] * FALLS_AT_ONCE
+    assert flap("adaptor_out") == [*flaps, "alarm"]
+    assert flap("garbage") == [*flaps, "alarm"]
+    assert flap("adaptor_out") == []
+    rig.book.raise_alarm("garbage", "out", stands=True)
+    rig.wait(FALL_EVERY_MS)
+    rig.book.stamp(rig.stamp)
+    rig.book.tick(rig.boot_ms, rig.stamp)
+    assert heard == ["alarm_over"]
+    assert rig.book.alarms == {"garbage": "out"}
+    rig.stop()
+    rig.assert_good()
 
 
 def test_events_are_told_as_they_come_and_numbered(rig: Rig) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import gpiozero
@@ -17,6 +18,7 @@ from meterd.config import GpioSettings
 from meterd.device import gpio as gpio_module
 from meterd.device.card import Card
 from meterd.errors import AbsentError
+from meterd.flapping import Flapping
 from meterd.guard import KEPT_FILE, Guard
 from meterd.lamp import compiled
 from meterd.pins import EVENT_EVERY_MS, EVENTS_AT_ONCE, Kept, decode_kept
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from meterd.device.sealer import Sealer
     from meterd.ledger.event import Details
 
 CASE, MAGNET, LED, BUTTON, RELAY = 17, 27, 22, 23, 24
@@ -40,6 +43,8 @@ class Book(Bookkeeper):
     def __init__(self) -> None:
         self.happened: list[tuple[str, Details]] = []
         self.alarms: dict[str, str] = {}
+        self._flapping = Flapping()
+        self._sealer = cast("Sealer", SimpleNamespace(boot_ms=0))
         self.alarmed = lambda *_, **__: None
 
     def event(self, kind: str, details: Details = ()) -> None:
