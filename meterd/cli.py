@@ -121,8 +121,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _seen(text: str) -> str:
-    """Return a text without what upsets a terminal: a stranger's words may be in it."""
+def seen(text: str) -> str:
+    r"""Return a text without what upsets a terminal: a stranger's words may be in it.
+
+    >>> seen("block\x1b[2J 7")
+    'block?[2J 7'
+    """
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
@@ -137,9 +141,9 @@ def _tell(prog: str, failures: list[BaseException]) -> int:
         return EXIT_INTERRUPTED
     told = []
     for failure in known:
-        lines = f"{prog}: error: {_seen(str(failure))}\n"
+        lines = f"{prog}: error: {seen(str(failure))}\n"
         if failure.hint:
-            lines += f"{prog}: hint: {_seen(failure.hint)}\n"
+            lines += f"{prog}: hint: {seen(failure.hint)}\n"
         if lines not in told:
             told.append(lines)
     if sys.stderr is not None:

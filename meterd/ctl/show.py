@@ -16,6 +16,8 @@ from itertools import chain
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
+from meterd.cli import seen
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import tzinfo
@@ -110,8 +112,10 @@ class Column(NamedTuple):
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: with rich on a terminal, else as aligned text, each row as it comes.
 
-    The last column is folded where it does not fit.
+    The last column is folded where it does not fit. What upsets a terminal is not printed: an
+    account may be a stranger's.
     """
+    rows = ([seen(cell) for cell in cells] for cells in rows)
     if sys.stdout.isatty() and _print_rich(columns, rows):
         return
     widths = [max(column.width, len(column.title)) for column in columns]

@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from meterd.authority.roster import WITNESSED_MAX
+from meterd.cli import seen
 from meterd.ctl.account import StoredAccount, certified_height_of
 from meterd.ctl.alarm_words import kind_of, ordered, todo
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
@@ -175,7 +176,7 @@ def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
 
 
 def _folded(word: str, text: str, indent: int) -> list[str]:
-    first, *rest = wrap(text, COLUMNS - indent) or [""]
+    first, *rest = wrap(seen(text), COLUMNS - indent) or [""]
     return [f"{word:{indent}}{first}", *(f"{'':{indent}}{line}" for line in rest)]
 
 
