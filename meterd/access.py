@@ -42,14 +42,17 @@ class Access:
 
     Attributes:
         untold: Refused logins that no event tells of yet.
+        inside: Sessions whose end is still to come.
     """
 
-    def __init__(self, book: Bookkeeper, clock: Clock, logger: logging.Logger) -> None:
-        """Begin with all of each ration."""
+    def __init__(
+        self, book: Bookkeeper, clock: Clock, logger: logging.Logger, *, inside: int = 0
+    ) -> None:
+        """Begin with all of each ration, and so many sessions that go on."""
         self._book, self._clock, self._logger = book, clock, logger
         self._refusals, self._visits = Ration(), Ration()
         self._known = deque[str](maxlen=KNOWN_MAX)
-        self._inside = 0
+        self.inside = inside
         self.untold = 0
         self._last: Details = ()
 
@@ -62,15 +65,15 @@ class Access:
         """
         details = (*as_details(who), ("key", _plain(key)), ("source", _plain(source)))
         self._take("logins")
-        self._inside += 1
+        self.inside += 1
         self._event("technician_entered", details)
 
     def left(self, who: Technician, source: str) -> bool:
-        """Append the event that a session has ended, if one has begun since the start."""
+        """Append the event that a session has ended, if one has begun since the process did."""
         details = (*as_details(who), ("source", _plain(source)))
-        if not self._inside:
+        if not self.inside:
             return False
-        self._inside -= 1
+        self.inside -= 1
         self._event("technician_left", details)
         return True
 

@@ -101,10 +101,12 @@ class Meter:
         logger: logging.Logger,
         device: bytes | None = None,
         speed: int = 1,
+        inside: int = 0,
     ) -> None:
         """Recover the account in `state`; `run` comes next.
 
-        `device` opens the vault that the sealing keys are in, if they are.
+        `device` opens the vault that the sealing keys are in, if they are. Of sessions `inside` go
+        on from the run before, in the same process.
 
         Raises:
             ConfigError: Key, settings and genesis do not fit each other.
@@ -136,7 +138,7 @@ class Meter:
         self.book.alarmed = self._alarmed
         self.desk = Desk(self.book, self.settings, settings)
         self.guard = Guard(state, settings.gpio, self.book, logger)
-        self.access = Access(self.book, clock, logger)
+        self.access = Access(self.book, clock, logger, inside=inside)
         self._power, self._failures = Power(), Failures(state)
         self.neighbours = Neighbours(
             roster,

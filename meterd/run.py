@@ -64,16 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the meter until it is stopped; returns the exit code."""
     logger = journal_logger()
     with noted(arguments.state), _peer(arguments, logger):
-        while _run_once(arguments, logger):
+        inside: int | None = 0
+        while (inside := _run_once(arguments, logger, inside or 0)) is not None:
             log_event(logger, logging.INFO, "starts_anew")
     sys.stderr.flush()
     return 0
 
 
-def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
-    """Run the meter until it is stopped; say whether it must start anew.
+def _run_once(arguments: argparse.Namespace, logger: logging.Logger, inside: int) -> int | None:
+    """Run the meter until it is stopped; return None, or it must start anew.
 
-    It must where its account has begun anew, or its parameters have been changed.
+    It must where its account has begun anew, or its parameters have been changed. Then it is said
+    how many technicians' sessions go on: one that changes parameters ends behind the start that it
+    brings about.
     """
     try:
         installed = check_installed()
@@ -85,7 +88,7 @@ def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
             raise changed from error
         raise
     try:
-        meter, held = _open_account(arguments, logger)
+        meter, held = _open_account(arguments, logger, inside)
     except LedgerDamagedError as error:
         raise AccountRefusedError(str(error), hint=error.hint) from error
     meter.begin(installed, sha256(arguments.config.read_bytes()).digest())
@@ -103,7 +106,7 @@ def _run_once(arguments: argparse.Namespace, logger: logging.Logger) -> bool:
         asyncio.run(meter.run())
     finally:
         os.close(held)
-    return meter.starts_anew
+    return meter.access.inside if meter.starts_anew else None
 
 
 @contextmanager
@@ -123,7 +126,9 @@ def _peer(arguments: argparse.Namespace, logger: logging.Logger) -> Iterator[Non
         keeper.stop()
 
 
-def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tuple[Meter, int]:
+def _open_account(
+    arguments: argparse.Namespace, logger: logging.Logger, inside: int = 0
+) -> tuple[Meter, int]:
     """Return the meter of the account, recovered, and the descriptor of its lock."""
     settings = load(arguments.config)
     state: Path = arguments.state
@@ -155,5 +160,6 @@ def _open_account(arguments: argparse.Namespace, logger: logging.Logger) -> tupl
         logger=logger,
         device=find_device_key(),
         speed=arguments.speed,
+        inside=inside,
     )
     return meter, held

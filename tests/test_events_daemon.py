@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from nacl.signing import SigningKey
 
 from meterd.device.control_client import ControlClient
 from meterd.device.keys import create_next_seal, take_in
@@ -253,6 +254,24 @@ def test_a5_a_case_is_acknowledged_by_whoever_the_session_says(wires: Wires) -> 
     with wires.running("17=high,27=high") as meter:
         assert ControlClient(house.state / "control").call("Status")["alarms"] == []
         assert meter.stop() == 0
+    house.verify_good()
+
+
+def test_a_session_that_commissions_ends_once_though_the_meter_starts_anew(house: House) -> None:
+    who: dict[str, object] = {"certificate": "jo", "serial": 17}
+    with house.run() as daemon:
+        client = house.ask()
+        client.call("Login", **who, key="SHA256:x", source="192.0.2.7")
+        parameters = ControlClient(house.state / "control", interface="org.meterd.Parameters")
+        owner = bytes(SigningKey(DEVICE_KEY[::-1]).verify_key).hex()
+        parameters.call("Commission", record=bytes(32).hex(), owner=owner)
+        daemon.hear("starts_anew")
+        daemon.hear("started ")
+        house.ask().call("Left", **who, source="192.0.2.7")
+        house.ask().call("Left", **who, source="192.0.2.7")
+        assert daemon.stop() == 0
+    kinds = [event.kind for event in house.account.events]
+    assert kinds.count("commissioned") == kinds.count("technician_left") == 1
     house.verify_good()
 
 
