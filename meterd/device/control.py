@@ -42,6 +42,7 @@ from meterd.errors import UsageError
 INTERFACE_VERSION = "1"  # the software's own version is a field of Status
 CONNECTIONS_MAX = 16  # people at one device; more is a program gone wrong, and is told so
 OPERATOR_PLACES = 4  # of these, which nobody else can take: root gets in to see who has the rest
+STREAMS_MAX = 8  # of the places that others have: the rest is for calls, which leave at once
 FEED_ITEMS_MAX = 64  # readings for a slow listener: five minutes at one each 5 s
 SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13; Python has no name for it
 GROUPS_MAX = 256  # of one user; Python reads no more, and most have ten
@@ -359,6 +360,7 @@ class ControlServer:
         self._vault = vault
         self._allowed_uids = allowed_uids
         self._connections: set[Connection] = set()
+        self._others: set[Connection] = set()  # of these, the ones that are not the operator's
         self.listening = asyncio.Event()
         self.refused = 0
         self.dropped = 0
@@ -421,17 +423,31 @@ class ControlServer:
             with connected, contextlib.suppress(OSError):  # it may have gone; it is closed anyway
                 connected.send(json.dumps(refusal.tojson()).encode() + b"\0")
             return
-        registry = RoleRegistry(role)
+        registry = RoleRegistry(role, lambda: self._let_listen(connection))
         registry.register_interface(
             VarlinkServiceInterface("meterd", "meterd", INTERFACE_VERSION, "", registry)
         )
         registry.register_interface(_Control(self._source, uid, self._vault))
         if self._beside is not None:
             registry.register_interface(self._beside(role))
-        self._connections.add(Connection(connected, registry, loop, self._forget))
+        connection = Connection(connected, registry, loop, self._forget)
+        self._connections.add(connection)
+        if role != OPERATOR:
+            self._others.add(connection)
+
+    def _let_listen(self, connection: Connection) -> None:
+        """Let a stream begin, where it leaves places to others: it lasts as long as it likes.
+
+        Raises:
+            VarlinkErrorReply: It does not.
+        """
+        if sum(other.listens for other in self._others) >= STREAMS_MAX:
+            raise TooManyConnections(connections_max=STREAMS_MAX)
+        connection.listens = True
 
     def _forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._others.discard(connection)
         self.dropped += connection.dropped
 
 

@@ -75,6 +75,7 @@ class Connection(VarlinkServerProtocol):
 
     Attributes:
         dropped: It was cut off, and not by its client.
+        listens: It was given a stream, which goes on.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Connection(VarlinkServerProtocol):
         self._loop = loop
         self._forget = forget
         self._tasks: set[asyncio.Task[None]] = set()
-        self._streams = False
+        self._streams = self.listens = False
         self._partial_bytes = 0
         self._calls_waiting = 0
         self._unsent = 0
@@ -225,7 +226,7 @@ class Connection(VarlinkServerProtocol):
             self._idle = self._loop.call_later(IDLE_S_MAX, self.drop)
 
     def _stream_ended(self, task: asyncio.Task[None]) -> None:
-        self._streams = False
+        self._streams = self.listens = False
         error = None if task.cancelled() else task.exception()
         if isinstance(error, VarlinkErrorReply):
             self.send_error(error)

@@ -11,7 +11,7 @@ from typing import Protocol, TypedDict
 from asyncvarlink import VarlinkInterface, varlinkmethod
 from asyncvarlink.serviceinterface import PermissionDenied
 
-from meterd.device.control import StreamEnded
+from meterd.device.control import StreamEnded, TooManyConnections
 
 INTERFACE = "org.meterd.Parameters"
 
@@ -91,7 +91,7 @@ class ParameterSource(Protocol):
 class ParametersInterface(VarlinkInterface, name=INTERFACE):
     """What the meter measures under, and the signed commands that change it."""
 
-    errors = (StreamEnded, PermissionDenied)
+    errors = (StreamEnded, TooManyConnections, PermissionDenied)
 
     def __init__(self, source: ParameterSource, role: str) -> None:
         """Answer from `source` to whoever has `role`."""

@@ -90,10 +90,15 @@ def may_commission(role: str, *, distributor: bool, owner: bool) -> bool:
 class RoleRegistry(VarlinkInterfaceRegistry):
     """The interfaces as one role sees them: what it may not call is refused before it is read."""
 
-    def __init__(self, role: str) -> None:
-        """Let `role` call what the list says, and whatever describes our interfaces."""
+    def __init__(self, role: str, let_listen: Callable[[], None] = lambda: None) -> None:
+        """Let `role` call what the list says, and whatever describes our interfaces.
+
+        Args:
+            role: Whose calls these are.
+            let_listen: Lets a stream begin that is not the operator's, or raises.
+        """
         super().__init__()
-        self._role = role
+        self._role, self._let_listen = role, let_listen
 
     def lookup_method(
         self, call: VarlinkMethodCall
@@ -106,4 +111,6 @@ class RoleRegistry(VarlinkInterfaceRegistry):
         found = super().lookup_method(call)
         if call.method_interface != DESCRIBES and not may(self._role, call.method_name):
             raise PermissionDenied
+        if call.more and self._role != OPERATOR:
+            self._let_listen()
         return found

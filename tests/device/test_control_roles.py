@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterd.device.control import CONNECTIONS_MAX, OPERATOR_PLACES, ControlServer, _Control
+from meterd.device.control import (
+    CONNECTIONS_MAX,
+    OPERATOR_PLACES,
+    STREAMS_MAX,
+    ControlServer,
+    _Control,
+)
 from meterd.device.control_parameters import ParametersInterface
 from meterd.device.control_roles import OPERATOR, ROLES, TECHNICIAN, may, role_of
 from tests.daemon_kit import NOBODY, need_root
@@ -216,6 +222,46 @@ def test_who_takes_all_the_places_leaves_the_operator_one(hall: Path) -> None:
             return turned_away, said
 
     assert asyncio.run(crowd()) == (OPERATOR_PLACES, {"Status": ""})
+
+
+LISTEN = """
+import os, select, socket, sys, time
+os.setuid(int(sys.argv[2]))
+lines, refused, ends_s = [], 0, time.monotonic() + 20
+for _ in range(int(sys.argv[3])):
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(sys.argv[1])
+    line.sendall(b'{"method": "org.meterd.Control.Live", "more": true}\\0')
+    lines.append(line)
+while refused < int(sys.argv[4]) and time.monotonic() < ends_s:
+    for line in select.select(lines, [], [], 0.1)[0]:
+        refused += b"TooManyConnections" in line.recv(65536)
+print(refused, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_listens_in_all_the_places_leaves_others_some_to_call(hall: Path) -> None:
+    need_root()
+
+    async def listen() -> tuple[int, dict[str, str], dict[str, str]]:
+        async with served(hall / "control", lambda _: True) as running:
+            (hall / "control").chmod(0o666)
+            crowd = (str(NOBODY), str(STREAMS_MAX + 3), "3")
+            options = ("-I", "-c", LISTEN, str(running.path), *crowd)
+            crowding = await asyncio.create_subprocess_exec(
+                sys.executable, *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert crowding.stdin is not None
+            assert crowding.stdout is not None
+            turned_away = int(await crowding.stdout.readline())
+            called = await asyncio.to_thread(ask, running.path, ["Status"], uid=NOBODY)
+            listened = await asyncio.to_thread(ask, running.path, ["Events"], uid=0)
+            crowding.stdin.close()
+            await crowding.wait()
+            return turned_away, called, listened
+
+    assert asyncio.run(listen()) == (3, {"Status": ""}, {"Events": ""})
 
 
 def test_a_method_without_a_line_is_the_operators_alone() -> None:
