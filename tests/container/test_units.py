@@ -205,6 +205,23 @@ def test_h1_blocks_are_sealed_and_certified_under_these_units_over_tls(device: M
     assert json.loads(verdict)["verdict"] == "good"
 
 
+def test_the_peer_process_is_shut_out_of_the_meters_folder_after_a_stop_too(
+    device: Machine,
+) -> None:
+    peer = device.shown("meterd-peer.service", "MainPID")
+
+    def seen() -> str:
+        looks = ("nsenter", f"--target={peer}", "--mount", "stat", "--format=%a")
+        return device.run(*looks, "/run/meterd").strip()
+
+    assert seen() == "0"
+    device.run("systemctl", "stop", "meterd.service")
+    assert seen() == "0"
+    device.run("systemctl", "start", "meterd.service")
+    assert seen() == "0"
+    assert device.shown("meterd-peer.service", "MainPID") == peer
+
+
 def test_h4_the_sealing_key_is_in_the_vault_alone(device: Machine) -> None:
     held = json.loads(device.run("meterctl", "vault", "list", "--json"))
     assert [(one["subject"], one["purpose"]) for one in held["records"]] == [("device", "seal-1")]
