@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from meterd.access import LETTERS_MAX
 from meterd.ctl.options import STATE_DEFAULT
-from meterd.ctl.session import Asked, HungUp, Session, main, perform, read_entry
+from meterd.ctl.session import Asked, HungUp, RanOut, Session, main, perform, read_entry
 from meterd.ctl.technician_certificate import (
     CERTIFICATE_BYTES_MAX,
     Certificate,
@@ -362,7 +362,7 @@ def test_a5_what_cannot_be_recorded_is_not_done(line: str) -> None:
     assert desk.done == []
 
 
-@pytest.mark.parametrize("outcome", [HungUp(), OSError("no such program")])
+@pytest.mark.parametrize("outcome", [HungUp(), RanOut(), OSError("no such program")])
 def test_a5_a_command_that_does_not_end_by_itself_has_a_result(outcome: BaseException) -> None:
     desk = Desk(outcome=outcome)
     with pytest.raises(type(outcome)):

@@ -9,6 +9,8 @@ are read from a prompt.
 Each line is in the journal, with the certificate's id and serial, before anything comes of it, and
 its result after. Where that cannot be, or nobody can say whose certificate it is, nothing is done.
 
+A session ends with the certificate that has opened it: sshd looks at its dates once, at the door.
+
 The account has an event of the session, and of each command that changes something. The daemon
 writes it; while none answers a technician gets in all the same, since that is when one is needed,
 and may look but change nothing. The event follows with the next line once a daemon is there; where
@@ -28,6 +30,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,6 +68,7 @@ ENDS = frozenset({"exit", "quit", "logout"})
 EXIT_SIGNAL = 128  # and the signal's number, as a shell has it
 DAEMON_S_MAX = 3.0  # to answer, before a line is done without it; it answers once its card has
 ENTRY_BYTES_MAX = 2 * CERTIFICATE_BYTES_MAX  # base64 takes a third more
+SESSION_S_MAX = 604_800  # as long as the CA lets a certificate be
 _HANG_UPS = (signal.SIGHUP, signal.SIGTERM)
 _TERMINAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
 _SOURCE = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64}")
@@ -72,6 +76,10 @@ _SOURCE = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64}")
 
 class HungUp(Exception):  # noqa: N818 - nothing went wrong
     """The client, or the machine, ends the session."""
+
+
+class RanOut(HungUp):
+    """The certificate that has opened the session is not valid any more."""
 
 
 class Asked(NamedTuple):
@@ -243,6 +251,8 @@ def _main(asked: Asked) -> int:
             "nobody can say whose certificate has opened this session",
             hint="come in over SSH, and see that `sshd -T` has `exposeauthinfo yes`",
         ) from error
+    signal.signal(signal.SIGALRM, _run_out)
+    signal.alarm(seconds_left(who, int(time.time())))
     session = Session(
         who,
         asked.source,
@@ -255,14 +265,37 @@ def _main(asked: Asked) -> int:
         if asked.line is not None:
             return session.do(asked.line)
         return prompt(session)
+    except RanOut as ended:
+        raise DeniedError(
+            f"the certificate of {who.identity} has run out: the session ends",
+            hint="come in anew with another, of `meterctl ca issue`",
+        ) from ended
     except HungUp:
         return EXIT_SIGNAL + signal.SIGHUP
     finally:
+        signal.alarm(0)
         session.leave()
 
 
 def _stay(_signal: int, _frame: FrameType | None) -> None:
     """Go on: Ctrl-C is for the command that runs, which does not inherit this, or for a line."""
+
+
+def seconds_left(who: Certificate, now_s: int) -> int:
+    """Return how long a session may last, in seconds; at least one, for its records.
+
+    >>> from dataclasses import replace
+    >>> from meterd.ctl.technician_certificate import Certificate
+    >>> jo = Certificate(key=b"", serial=1, identity="jo", principals=("technician",), begins_s=0,
+    ...     ends_s=5000, critical=(), extensions=(), ca=b"")
+    >>> [seconds_left(replace(jo, ends_s=ends_s), 1000) for ends_s in (5000, 900, 2**64 - 1)]
+    [4000, 1, 604800]
+    """
+    return max(1, min(who.ends_s - now_s, SESSION_S_MAX))
+
+
+def _run_out(_signal: int, _frame: FrameType | None) -> None:
+    raise RanOut
 
 
 def _hang_up(_signal: int, _frame: FrameType | None) -> None:

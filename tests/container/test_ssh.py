@@ -471,6 +471,22 @@ def test_a5_a_command_is_on_record_before_it_ends_and_an_end_by_force_is_too(
     assert result["METERD_RESULT"] in {"HungUp", "141"}
 
 
+def test_a_session_ends_with_the_certificate_that_has_opened_it(
+    device: Machine, caller: Callable[..., Caller]
+) -> None:
+    device.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/brief")
+    dates = ("-n", "technician", "-z", "110", "-V", "-1m:+20s")
+    given = ("-I", "brief", *dates, "/root/brief.pub")
+    device.run("ssh-keygen", "-q", "-s", f"{CA}/technician-ca", *given)
+    brief = caller("brief")
+    said = brief.ssh("watch", "--count", "999999")
+    assert said.status == 77, said.text
+    assert "the certificate of brief has run out" in said.text
+    assert len(came(brief, "technician_left")) == 1
+    [result] = came(brief, "technician_result")
+    assert result["METERD_RESULT"] == "RanOut"
+
+
 def test_a5_what_the_journal_does_not_take_is_not_done(
     device: Machine, caller: Callable[..., Caller]
 ) -> None:
