@@ -136,7 +136,7 @@ class Meter:
             changes=tuple(change[1:] for change in roster.intervals[1:]),
         )
         self.book.alarmed = self._alarmed
-        self.desk = Desk(self.book, self.settings, settings)
+        self.desk = Desk(self.book, self.settings, settings, keys)
         self.guard = Guard(state, settings.gpio, self.book, logger)
         self.access = Access(self.book, clock, logger, inside=inside)
         self._power, self._failures = Power(), Failures(state)

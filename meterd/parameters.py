@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from nacl.bindings import crypto_core_ed25519_is_valid_point
+
 from meterd.bookkeeper import parameters_for
 from meterd.config import parameters
 from meterd.config_signed import checked, with_parameters
@@ -26,7 +28,7 @@ from meterd.ledger.parameters import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meterd.authority.roster import Roster
     from meterd.bookkeeper import Bookkeeper
@@ -53,16 +55,20 @@ class Changed(NamedTuple):
 class Desk:
     """Judges what is to change the parameters of one meter; the account's owner alone asks it."""
 
-    def __init__(self, book: Bookkeeper, settings: Settings, file: Settings) -> None:
+    def __init__(
+        self, book: Bookkeeper, settings: Settings, file: Settings, sealers: Iterable[bytes] = ()
+    ) -> None:
         """Judge for the account of `book`.
 
         Args:
             book: The account.
             settings: As they are in force.
             file: As the settings' file has them.
+            sealers: Public keys that the meter itself has.
         """
         self._book, self._settings = book, settings
         self._file = file_digest(parameters(file))
+        self._sealers = frozenset(sealers)
 
     @property
     def record(self) -> Parameters:
@@ -122,7 +128,8 @@ class Desk:
 
         Raises:
             UsageError: `record` is no hash.
-            ConfigError: It is commissioned, or nobody, or somebody else, could change anything.
+            ConfigError: It is commissioned, or nobody, or somebody else, or the meter by itself
+                could change anything.
             BusyError: A change is being made.
         """
         self._refuse_two()
@@ -141,6 +148,17 @@ class Desk:
         if roster.distributor is None and len(owner) != HASH_BYTES:
             raise ConfigError(
                 "nobody gives orders to this meter: its owner's public key is missing",
+                hint="make one with `meterctl calibrate key`, and keep it elsewhere",
+            )
+        if owner and not crypto_core_ed25519_is_valid_point(owner):
+            # Named once and for good: nobody could ever change a parameter again.
+            raise ConfigError(
+                f"{owner.hex()[:16]}… is no public key: nobody could sign for it",
+                hint="`meterctl calibrate key` shows the public key: take that, whole",
+            )
+        if owner in self._sealers:
+            raise ConfigError(
+                f"{owner.hex()[:16]}… is this meter's own key, and not its owner's",
                 hint="make one with `meterctl calibrate key`, and keep it elsewhere",
             )
         signed = self.signed | {COMMISSIONED: record.hex()}

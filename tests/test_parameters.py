@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+from nacl.signing import SigningKey
 
 from meterd.authority.roster import found
 from meterd.device.card import Card
@@ -23,7 +24,7 @@ from meterd.ledger.event import Event
 from meterd.ledger.parameters import Command, sign_command, verify_command
 from meterd.parameters import Desk
 from tests import street
-from tests.accounts import flag_names
+from tests.accounts import SEED, flag_names
 from tests.daemon_kit import Cable, line, make_house, strace
 from tests.parameters_kit import (
     JO,
@@ -369,12 +370,18 @@ def test_a_change_outlasts_a_midnight_before_the_new_start(tmp_path: Path) -> No
     assert known[-1].settings == (("clamp.1.scale", "2"),)
 
 
+OWN = bytes(SigningKey(SEED).verify_key).hex()
+
+
 @pytest.mark.parametrize(
     ("record", "owner", "refusal"),
     [
         pytest.param("", "5f" * 32, (UsageError, "expected 32 bytes, got 0"), id="no record"),
         pytest.param("5f" * 32, "", (ConfigError, "owner's public key is missing"), id="no owner"),
         pytest.param("5f" * 32, "5f", (ConfigError, "owner's public key"), id="half an owner"),
+        pytest.param("5f" * 32, "5f" * 32, (ConfigError, "no public key"), id="what is no key"),
+        pytest.param("5f" * 32, "00" * 32, (ConfigError, "no public key"), id="a key of nobody"),
+        pytest.param("5f" * 32, OWN, (ConfigError, "meter's own key"), id="the meter's own key"),
         pytest.param("5", "5f" * 32, (UsageError, "hex digits, in pairs"), id="half a digit"),
     ],
 )
