@@ -441,6 +441,16 @@ def test_a_whole_apply_that_is_killed_is_finished_or_undone(root: Path, tmp_path
             assert state_of(where, kept=True) == before
 
 
+def test_an_undo_leaves_nothing_of_an_apply_that_ended_before_its_first_record(root: Path) -> None:
+    before = state_of(root, kept=True)
+    kept = root / KEPT[1:]
+    kept.mkdir(0o700, parents=True)
+    (kept / "etc%shadow.json.new").write_text("a password's hash, and no more of it")
+    assert lockdown("undo", root, "--yes") == 0
+    assert not kept.exists()
+    assert state_of(root, kept=True) == before
+
+
 def test_what_was_there_is_durable_before_anything_changes_and_each_change_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

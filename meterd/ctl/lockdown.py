@@ -417,6 +417,7 @@ def _undo(options: argparse.Namespace) -> int:
     keeper = Keeper(tree)
     records = keeper.records()
     if not records:
+        keeper.tidy()
         print("nothing to undo: nothing is kept of before")
         return 0
     for record in records:

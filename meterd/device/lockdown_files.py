@@ -313,6 +313,12 @@ class Keeper:
                 path.unlink()  # what a failure of power left half written
             self.tree.remove_folder(KEPT)
 
+    def tidy(self) -> None:
+        """Remove what an apply has left that ended before its first record was whole."""
+        if self._folder.is_dir():
+            with self.alone():
+                self.leave()
+
     def _where(self, path: str) -> Path:
         return self._folder / f"{path.strip('/').replace('/', '%')}.json"
 
