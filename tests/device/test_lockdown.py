@@ -156,6 +156,7 @@ def test_e3_the_command_line_has_no_console_and_the_firmware_frees_the_uart() ->
     assert [word for word in words if word.startswith("console=")] == ["console=null"]
     assert words[:5] == CMDLINE.split()[2:7]
     assert {"panic=10", "systemd.getty_auto=no", "systemd.ssh_auto=no"} <= set(words)
+    assert "cgroup_enable=memory" in words, "or no MemoryMax= of a unit has any effect"
     config = after.text("/boot/firmware/config.txt")
     assert config.startswith("dtparam=audio=on\n[cm4]\notg_mode=1\n")
     sections: dict[str, list[str]] = {}
