@@ -577,6 +577,12 @@ def _ssh(drawn: _Drawn) -> None:
     folder = "/etc/ssh/sshd_config.d"
     about = ("ssh", "settings of sshd", "certificates of technicians, and their CLI", "A1, A2")
     drawn.put(f"{folder}/10-meterd.conf", drawn.brought("sshd.conf"), about)
+    for name, unit in (("ssh-service.conf", "ssh.service"), ("user-slice.conf", "user-.slice")):
+        about = (
+            *("ssh", f"bounds of {unit}"),
+            *("sessions take no memory and no time from the meter, however many there are", "H3"),
+        )
+        drawn.put(f"{_SYSTEM}/{unit}.d/meterd.conf", drawn.brought(name), about)
     for key, name, what, reason in (
         (
             *("AuthorizedPrincipalsFile", "principals", "principals"),

@@ -328,6 +328,10 @@ def test_the_settings_are_understood_by_those_who_read_them(locked: Locked) -> N
     said = machine.run("systemd-analyze", "verify", "--man=no", *units, check=False)
     assert "meterd" not in said, said
     assert "no-login" not in said, said
+    for bounded in ("ssh.service", "user-1000.slice"):
+        assert machine.shown(bounded, "TasksMax") == "128"
+        assert machine.shown(bounded, "CPUWeight") == "20"
+        assert machine.shown(bounded, "MemoryMax") != "infinity"
     rules = ("/etc/udev/rules.d/98-meterd-usb.rules", "/etc/udev/rules.d/99-meterd.rules")
     machine.run("udevadm", "verify", *rules)
     machine.run("usbguard-rule-parser", "-f", "/etc/usbguard/rules.conf")

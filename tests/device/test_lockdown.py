@@ -150,6 +150,13 @@ def test_e3_no_getty_is_left_and_every_way_to_one_is_masked() -> None:
         assert "sulogin" not in drop_in
 
 
+def test_sessions_have_bounds_wherever_the_service_manager_puts_them() -> None:
+    after = applied(raspberry_pi(), facts())
+    for unit, section in (("ssh.service", "[Service]"), ("user-.slice", "[Slice]")):
+        lines = after.text(f"/etc/systemd/system/{unit}.d/meterd.conf").splitlines()
+        assert {section, "MemoryMax=50%", "TasksMax=128", "CPUWeight=20"} <= set(lines)
+
+
 def test_e3_the_command_line_has_no_console_and_the_firmware_frees_the_uart() -> None:
     after = applied(raspberry_pi(), facts())
     words = after.text("/boot/firmware/cmdline.txt").split()
