@@ -293,7 +293,11 @@ def test_a_raspberry_pi_tells_of_its_supply_and_its_heat(tmp_path: Path) -> None
     assert machine.low_voltage() is True
     assert machine.celsius() == 51
     assert machine.config_txt() == "[all]"
-    assert machine.memory() == (970_477_568, 627_036_160)
+    assert machine.memory() == (970_477_568, 627_036_160, None)
+    (root / "sys/fs/cgroup").mkdir(parents=True)
+    for controllers, bounded in (("cpuset cpu io pids\n", False), ("cpu memory pids\n", True)):
+        (root / "sys/fs/cgroup/cgroup.controllers").write_text(controllers)
+        assert machine.memory() == (970_477_568, 627_036_160, bounded)
 
 
 def test_where_the_firmware_does_not_say_it_vcgencmd_is_asked(tmp_path: Path) -> None:

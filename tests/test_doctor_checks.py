@@ -256,6 +256,11 @@ def test_a_device_that_is_well_has_nothing_but_good_findings() -> None:
         pytest.param(
             {"memory": Memory(900_000_000, 20_000_000)}, "memory", WARN, "20 of", id="little memory"
         ),
+        pytest.param(
+            {"memory": Memory(900_000_000, 600_000_000, bounded=False)},
+            *("memory bounds", WARN, "no MemoryMax="),
+            id="memory that is not accounted for",
+        ),
         pytest.param({"bits": 32}, "system", FAIL, "32-bit", id="a 32-bit userland"),
         pytest.param({"kernel": "5.10.103-v8+"}, "kernel", WARN, "older", id="an old kernel"),
         pytest.param({"watchdog": (False, 0)}, "watchdog", WARN, "none", id="no watchdog"),

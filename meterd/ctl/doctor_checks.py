@@ -409,6 +409,9 @@ def _memory(memory: Memory, _: Facts) -> Iterator[Finding]:
         yield Finding("memory", WARN, told, "look who has it: `systemd-cgtop -m`")
     else:
         yield Finding("memory", OK, told)
+    if memory.bounded is False:
+        hint = "add cgroup_enable=memory to cmdline.txt, as `meterctl lockdown apply` does; reboot"
+        yield Finding("memory bounds", WARN, "no MemoryMax= of a unit has any effect", hint)
 
 
 @_rule("system", "bits")

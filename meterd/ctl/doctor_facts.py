@@ -226,10 +226,17 @@ class Happened(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The machine's memory, bytes."""
+    """The machine's memory.
+
+    Attributes:
+        total_bytes: All of it.
+        available_bytes: What could be had now.
+        bounded: Whether the kernel holds units to their MemoryMax=; None where it does not say.
+    """
 
     total_bytes: int
     available_bytes: int
+    bounded: bool | None = True
 
 
 class Locked(NamedTuple):

@@ -126,7 +126,9 @@ class Machine:
         )
         if len(found) != 2:  # noqa: PLR2004 - the two of them
             return Unseen("the kernel does not say it")
-        return Memory(1024 * int(found["MemTotal"]), 1024 * int(found["MemAvailable"]))
+        controllers = self.text("sys/fs/cgroup/cgroup.controllers")
+        bounded = None if controllers is None else "memory" in controllers.split()
+        return Memory(1024 * int(found["MemTotal"]), 1024 * int(found["MemAvailable"]), bounded)
 
     def wear(self, device: int) -> tuple[int, int] | None:
         """Return what a card with the device number says of its life; None for most cards."""
