@@ -238,6 +238,8 @@ def stderr_is_journal(environ: Mapping[str, str]) -> bool:
 
 
 def _quote(value: str) -> str:
+    if not value.isprintable():  # JSON lets through what a terminal takes for an escape: U+009B
+        return json.dumps(value)
     return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 

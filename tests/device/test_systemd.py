@@ -150,6 +150,7 @@ def test_the_watchdog_wants_a_ping_each(environ: dict[str, str], expected: float
         pytest.param({"line": 'a="b"'}, r'stopped line="a=\"b\""', id="quotes"),
         pytest.param({"line": "x\nlied n=1"}, r'stopped line="x\nlied n=1"', id="a newline"),
         pytest.param({"line": "\x1b[31m"}, r'stopped line="\u001b[31m"', id="an escape"),
+        pytest.param({"line": "\x9b31m"}, r'stopped line="\u009b31m"', id="another escape"),
         pytest.param({"name": "küche"}, "stopped name=küche", id="a letter"),
         pytest.param({"load": "7%d"}, "stopped load=7%d", id="a percent sign"),
     ],
