@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import logging
 import os
 import pty
@@ -21,7 +22,18 @@ from hypothesis import strategies as st
 
 from meterd.access import LETTERS_MAX
 from meterd.ctl.options import STATE_DEFAULT
-from meterd.ctl.session import Asked, HungUp, RanOut, Session, main, perform, read_entry
+from meterd.ctl.session import (
+    LINE_EVERY_MS,
+    LINES_AT_ONCE,
+    Asked,
+    HungUp,
+    RanOut,
+    Session,
+    main,
+    perform,
+    prompt,
+    read_entry,
+)
 from meterd.ctl.technician_certificate import (
     CERTIFICATE_BYTES_MAX,
     Certificate,
@@ -368,6 +380,35 @@ def test_a5_a_command_that_does_not_end_by_itself_has_a_result(outcome: BaseExce
     with pytest.raises(type(outcome)):
         desk.session.do("watch")
     assert desk.journal.lines[-1].endswith(f"result={type(outcome).__name__}")
+
+
+class Typed(io.StringIO):
+    """A terminal, and all that is typed at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def reconfigure(self, **_: object) -> None:
+        return
+
+
+def test_lines_come_no_faster_than_the_journal_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk, now_s = Desk(), 100.0
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        waited.append(seconds)
+
+    monkeypatch.setattr("meterd.ctl.session.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("meterd.ctl.session.time.sleep", sleep)
+    monkeypatch.setattr(sys, "stdin", Typed("no such thing\n" * (LINES_AT_ONCE + 30)))
+    assert prompt(desk.session) == 0
+    assert len(desk.journal.lines) == LINES_AT_ONCE + 30
+    assert sum(waited) == pytest.approx(30 * LINE_EVERY_MS / 1000, abs=1)
 
 
 class Account:

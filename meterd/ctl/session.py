@@ -57,6 +57,7 @@ from meterd.ctl.technician_commands import (
 from meterd.device.control_client import ControlClient
 from meterd.device.systemd import log_event, record_logger
 from meterd.errors import AbsentError, DeniedError, EncodingError, MeterdError, UsageError
+from meterd.pins import Ration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,6 +69,8 @@ ENDS = frozenset({"exit", "quit", "logout"})
 EXIT_SIGNAL = 128  # and the signal's number, as a shell has it
 DAEMON_S_MAX = 3.0  # to answer, before a line is done without it; it answers once its card has
 ENTRY_BYTES_MAX = 2 * CERTIFICATE_BYTES_MAX  # base64 takes a third more
+LINES_AT_ONCE = 16  # typed; more are pasted, or piped in
+LINE_EVERY_MS = 1000  # from then on: the journal drops in silence what is past 10,000 in 30 s
 SESSION_S_MAX = 604_800  # as long as the CA lets a certificate be
 _HANG_UPS = (signal.SIGHUP, signal.SIGTERM)
 _TERMINAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
@@ -330,6 +333,7 @@ def prompt(session: Session) -> int:
     if not sys.stdin.isatty():
         session.record(logging.WARNING, "technician_refused", reason="no command and no terminal")
         raise UsageError("a session without a terminal takes one command", hint=HINT)
+    ration = Ration(at_once=LINES_AT_ONCE, every_ms=LINE_EVERY_MS)
     sys.stdin.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     print("`help` lists what can be asked for here; `exit` ends the session.")
     while True:
@@ -345,6 +349,8 @@ def prompt(session: Session) -> int:
         if not line or line.strip() in ENDS:
             return 0
         if line.strip():
+            while not ration.take(int(1000 * time.monotonic())):
+                time.sleep(LINE_EVERY_MS / 1000)
             run("meterctl", partial(session.do, line.strip()))
 
 
