@@ -30,6 +30,7 @@ from meterd.device.power import UNDERVOLTAGE, Power
 from meterd.device.rebase import begin_anew
 from meterd.device.systemd import Manager, log_event
 from meterd.errors import StorageError
+from meterd.flapping import Rationed
 from meterd.guard import Guard
 from meterd.health import one_line
 from meterd.ledger.pruning import Recovered
@@ -172,6 +173,7 @@ class Meter:
         self._rung, self._heard_ms = True, 0
         self._stopping = self._told_to_stop = self.begins_anew = self.changed = False
         self._reports: list[tuple[str, dict[str, str]]] = []
+        self._port_events = Rationed()
         self._committed_ms = 0
         self._said = ""
         self._unread_bytes = 0
@@ -534,8 +536,12 @@ class Meter:
             log_event(self._logger, logging.INFO, "released", height=book.chain.head.height)
 
     def _note_reports(self) -> None:
+        """Write down what the port has done; of one that comes and goes, how often besides."""
+        now_ms = self._clock.stamp().boot_ms
         for event, fields in self._reports:
-            self.book.event(event, tuple(fields.items()))
+            told = self._port_events.take(tuple(fields.items()), now_ms)
+            if told is not None:
+                self.book.event(event, told)
         self._reports.clear()
 
     def _see_unread(self) -> None:

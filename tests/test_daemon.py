@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from meterd import board_lines
+from meterd.flapping import EVENTS_AT_ONCE
 from meterd.household import local_ms, read_recording, synthetic_household
 from tests.accounts import replay_lines
 from tests.daemon_kit import (
@@ -328,6 +329,22 @@ def test_a_silent_board_is_an_alarm_and_no_reason_for_the_watchdog(tmp_path: Pat
     assert longest_s < WATCHDOG_S
     assert sum(silent_s < at_s < spoke_s for at_s in times_s) >= (spoke_s - silent_s) // WATCHDOG_S
     assert any(block.flags & GAP for block in house.account.blocks)
+    house.verify_good()
+
+
+def test_a_cable_that_is_loose_does_not_fill_the_card(tmp_path: Path) -> None:
+    house = make_house(tmp_path, polling_ms=POLLING_MS)
+    cable = Cable(house.port)
+    with house.run() as meter:
+        meter.hear("port_opened")
+        for _ in range(EVENTS_AT_ONCE // 2 + 3):
+            cable.close()
+            cable = Cable(house.port)
+            meter.hear("port_opened")
+        assert meter.stop() == 0
+    cable.close()
+    kinds = [event.kind for event in house.account.events]
+    assert kinds.count("port_opened") + kinds.count("port_lost") == EVENTS_AT_ONCE
     house.verify_good()
 
 
