@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -30,6 +32,28 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return rig.state
 
 
+def ctl(*command: object) -> subprocess.CompletedProcess[str]:
+    """Run `meterctl`; it has a minute."""
+    program = "import sys; from meterd.ctl import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_no_account_holds_up_who_verifies_it(state: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(state, copy)
+    (copy / "genesis.cbor").unlink()
+    os.mkfifo(copy / "genesis.cbor")
+    done = ctl("verify", copy)
+    assert done.returncode == 2, done.stderr
+    assert "genesis.cbor is no file" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "found"),
     [
@@ -41,14 +65,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_account_upsets_the_terminal_of_whoever_looks_at_it(
     state: Path, command: tuple[str, ...], found: tuple[str, ...]
 ) -> None:
-    program = "import sys; from meterd.ctl import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command, "--state", state],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = ctl(*command, "--state", state)
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in found)
     shown = (done.stdout + done.stderr).replace("\n", "")

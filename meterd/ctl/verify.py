@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from meterd.ctl.options import hex_bytes, positive
 from meterd.ctl.proof import EXIT_CODES, UnreadableError, judge_file, read_proof
 from meterd.ctl.show import COLUMNS, count, local, utc, zone_of
-from meterd.device.archive import GENESIS_FILE, Known, Verdict, verify
-from meterd.errors import EncodingError, UsageError
+from meterd.device.archive import GENESIS_FILE, Known, Verdict, read_file, verify
+from meterd.errors import EncodingError, MeterdError, UsageError
 from meterd.ledger.account import Genesis, decode_genesis
 from meterd.ledger.encoding import HASH_BYTES
 from meterd.progress import progress_bars
@@ -185,8 +185,8 @@ def _read(path: Path, bytes_max: int, option: str) -> bytes:
 def _genesis(state: Path, known: Known) -> Genesis | None:
     """Return the genesis that is judged by, for words and times; None where it cannot be read."""
     try:
-        return decode_genesis(known.genesis or (state / GENESIS_FILE).read_bytes())
-    except (OSError, EncodingError):
+        return decode_genesis(known.genesis or read_file(state / GENESIS_FILE))
+    except MeterdError:
         return None
 
 
