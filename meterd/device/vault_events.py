@@ -30,8 +30,9 @@ _KINDS = frozenset({"started", READ, PUT, ROTATED, ERASED, REFUSED})
 def version_named(state: Path) -> int:
     """Return the highest version of the vault that the account in `state` names; 0 for none.
 
-    From the newest events back to the first that names one, which is the highest; in the streams
-    of before too, where the account began anew. Damage is left to whoever verifies the account.
+    All events are looked at, in the streams of before too, where the account began anew: behind the
+    last block no seal covers them yet, and whoever writes the card could add one that names the
+    version of an older vault. Damage is left to whoever verifies the account.
 
     Raises:
         StorageError: The card failed.
@@ -43,22 +44,25 @@ def version_named(state: Path) -> int:
 def _named_in(folder: Path) -> int:
     if not folder.is_dir():
         return 0
-    for number in reversed(segment_numbers(folder)):
-        versions = [
+    return max(
+        (
             version
+            for number in segment_numbers(folder)
             for event in _events(folder / segment_name(number))
             if event.kind in _KINDS and isinstance(version := dict(event.details).get(DETAIL), int)
-        ]
-        if versions:
-            return max(versions)
-    return 0
+        ),
+        default=0,
+    )
 
 
 def _events(path: Path) -> Iterator[Event]:
-    data = read_file(path)
+    data, word = read_file(path), DETAIL.encode()
+    if word not in data:  # a year of events is read, and hardly any of it decoded
+        return
     try:
         header, _ = read_header(data, "events")
         for frame in walk_frames(data, header):
-            yield decode_event(frame.body)
+            if word in frame.body:
+                yield decode_event(frame.body)
     except EncodingError:  # recovery, which comes next, says where and why
         return

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterd.device.archive import segment_name, segment_numbers
-from meterd.device.vault_events import DETAIL, ERASED, PUT, version_named
+from meterd.device.vault_events import DETAIL, ERASED, PUT, READ, version_named
 from tests.rig import MIDNIGHT_S, Rig
 
 if TYPE_CHECKING:
@@ -32,6 +32,17 @@ def test_the_last_event_of_the_vault_names_its_version(rig: Rig) -> None:
     rig.book.event("parameters", ((DETAIL, 99), ("nothing", "of the vault's")))
     rig.stop()
     assert version_named(rig.state) == 5
+
+
+def test_an_event_that_somebody_has_added_makes_no_vault_of_before_the_newest(rig: Rig) -> None:
+    rig.book.event(PUT, (("subject", "flat-3"), (DETAIL, 7)))
+    rig.stop()
+    rig.start(MIDNIGHT_S + 3600)
+    rig.book.event(READ, (("subject", "flat-3"), ("purpose", "person"), (DETAIL, 3)))
+    rig.stop()
+    rig.assert_good()
+    assert len(segment_numbers(rig.state / "events")) == 2
+    assert version_named(rig.state) == 7
 
 
 def test_what_an_account_named_before_it_began_anew_counts(rig: Rig) -> None:
