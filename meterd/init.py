@@ -7,15 +7,13 @@ whatever is interrupted before can be done again.
 
 from __future__ import annotations
 
-import errno
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from meterd.authority.roster import found
 from meterd.device.archive import GENESIS_FILE, ORDERS_FILE, add_orders, read_file
-from meterd.device.card import sync_folder
 from meterd.device.failures import FAILURES_FILE
+from meterd.device.files import write_new
 from meterd.device.keys import create_seal, create_vote, load_seal, load_vote
 from meterd.errors import (
     AbsentError,
@@ -38,10 +36,8 @@ if TYPE_CHECKING:
     from meterd.config import Settings
     from meterd.ledger.account import Node
 
-BESIDE = ".new"  # of a file that is not whole yet; one that power failed on is removed
 NAMED_MAX = 8  # nodes in a hint
 _NO_ACCOUNT = frozenset({FAILURES_FILE, "lost+found"})
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
 
 def is_free(state: Path) -> bool:
@@ -307,37 +303,6 @@ def _make(state: Path, genesis: Genesis, *, meters: bool) -> None:
     for stream in STREAMS if meters else ():
         (state / stream).mkdir(exist_ok=True)
     write_new(state / GENESIS_FILE, genesis.encode())
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Let there be a file `path` of `data`, at once and for good, where none was.
-
-    Raises:
-        FileExistsError: There is something already; it stays as it is.
-        OSError: It cannot be written; there is nothing then.
-    """
-    beside = path.with_name(path.name + BESIDE)
-    beside.unlink(missing_ok=True)  # and not written through: it may be a link that somebody laid
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            path.hardlink_to(beside)  # refuses what is there, which `rename` would replace
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _rename_new(beside, path)  # a USB stick's file system has no links
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _rename_new(beside: Path, path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    beside.rename(path)
 
 
 def read_genesis(state: Path) -> Genesis:

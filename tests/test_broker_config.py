@@ -26,11 +26,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from meterd.certificates.files import put
 from meterd.certificates.request import make_request
 from meterd.certificates.root import issue, make_root, revoke
 from meterd.ctl import main
 from meterd.ctl.broker_settings import PACKET_BYTES_MAX
+from meterd.device.files import write_over
 from meterd.ledger.account import Genesis, Meter, Node
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ def certify(
     make_request(folder / f"{name}.key", folder / f"{name}.csr", name)
     csr = (folder / f"{name}.csr").read_bytes()
     _, pem = issue(folder / root, csr, now=now, hosts=hosts)
-    put(folder / f"{name}.crt", pem, mode=0o644)
+    write_over(folder / f"{name}.crt", pem, mode=0o644)
 
 
 @pytest.fixture(scope="module")

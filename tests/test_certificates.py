@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterd.certificates import root as root_folder
-from meterd.certificates.files import put
 from meterd.certificates.index import INDEX
 from meterd.certificates.request import decode_request, make_request
 from meterd.certificates.root import (
@@ -31,6 +30,7 @@ from meterd.certificates.root import (
     make_root,
     revoke,
 )
+from meterd.device.files import write_over
 from meterd.errors import AbsentError, BusyError, ConfigError, DeniedError, EncodingError
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def test_a_root_is_never_made_over_another(root: Path) -> None:
 def test_a_root_that_cannot_be_written_whole_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: bytes, *, mode: int, fresh: bool = False) -> None:
+    def full(path: Path, data: bytes, *, mode: int) -> None:
         if path.name == INDEX:
             raise OSError(28, "No space left on device", str(path))
-        put(path, data, mode=mode, fresh=fresh)
+        write_over(path, data, mode=mode)
 
-    monkeypatch.setattr(root_folder, "put", full)
+    monkeypatch.setattr(root_folder, "write_over", full)
     with pytest.raises(OSError, match="No space"):
         make_root(tmp_path / "root", "elm-street", now=NOW)
     assert list(tmp_path.iterdir()) == []
@@ -396,7 +396,7 @@ def test_a_revocation_whose_list_was_lost_is_in_the_next_list(
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(root_folder, "put", failing)
+        patch.setattr(root_folder, "write_over", failing)
         with pytest.raises(OSError, match="Input/output"):
             revoke(root, "kitchen-12", now=NOW)
     assert listed(root) == []
@@ -455,27 +455,7 @@ def test_with_a_damaged_index_nothing_is_issued(line: str, root: Path) -> None:
     assert (root / INDEX).read_bytes() == before
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
-def test_a_file_that_cannot_be_synced_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(_: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    put(tmp_path / "a", b"old", mode=0o600)
-    monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(OSError, match="Input/output"):
-        put(tmp_path / "a", b"new", mode=0o600)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
-
-
-def test_a_fresh_file_takes_no_others_place(tmp_path: Path) -> None:
-    put(tmp_path / "a", b"old", mode=0o600)
-    with pytest.raises(FileExistsError):
-        put(tmp_path / "a", b"new", mode=0o600, fresh=True)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+# --- the extra --------------------------------------------------------------------------------
 
 
 def test_without_the_package_the_extra_is_named() -> None:
@@ -532,7 +512,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
         ("old-broker", old, "root", ("broker.elm.example",)),
     ):
         _, pem = issue(folder / home, request(folder, name), now=begin, hosts=hosts)
-        put(folder / f"{name}.crt", pem, mode=0o644)
+        write_over(folder / f"{name}.crt", pem, mode=0o644)
     revoke(folder / "root", "barn-1", now=NOW)
     return Street(folder)
 

@@ -477,14 +477,15 @@ def test_what_was_there_is_durable_before_anything_changes_and_each_change_is(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr("meterd.device.lockdown_files.sync_folder", folder)
+    monkeypatch.setattr("meterd.device.files.sync_folder", folder)
     monkeypatch.setattr(Path, "replace", replace)
     Keeper(DeviceTree(root)).change("/etc/changed", Content(b"after", 0o644, **MINE))
     kept = f"{KEPT}/etc%changed.json"
     wanted = [
-        ("sync", f"{kept}.new"),
+        ("sync", f"{KEPT}/.etc%changed.json.new"),
         ("rename", kept),
         ("folder", KEPT),
-        ("sync", "/etc/changed.new"),
+        ("sync", "/etc/.changed.new"),
         ("rename", "/etc/changed"),
         ("folder", "/etc"),
     ]

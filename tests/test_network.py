@@ -19,7 +19,7 @@ from meterd.device.keys import create_vote, load_seal, load_vote
 from meterd.enrolment import Enrolment, enrolment_text, prove, proven
 from meterd.errors import ConfigError, DeniedError
 from meterd.founding import found_network
-from meterd.init import create_account, read_genesis, write_new
+from meterd.init import create_account, read_genesis
 from meterd.ledger.account import decode_genesis
 from meterd.ledger.encoding import key_id
 from meterd.network_file import TEXT_BYTES_MAX, NetworkFile
@@ -788,20 +788,3 @@ def test_the_voting_key_is_kept_as_the_sealing_key_is(tmp_path: Path) -> None:
     (credentials / "meterd.vote").write_bytes(bytes(range(32)))
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
     assert bytes(load_vote(tmp_path, environ)) == bytes(range(32))
-
-
-@pytest.mark.parametrize("links", [True, False], ids=["with links", "on a stick without them"])
-def test_a_file_is_new_or_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def no_links(_path: Path, _target: Path) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    if not links:
-        monkeypatch.setattr(Path, "hardlink_to", no_links)
-    path = tmp_path / "new"
-    write_new(path, b"first")
-    with pytest.raises(FileExistsError):
-        write_new(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert list(tmp_path.iterdir()) == [path]

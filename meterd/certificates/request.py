@@ -14,9 +14,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from meterd.certificates.files import FILE_BYTES_MAX, put
+from meterd.certificates.files import FILE_BYTES_MAX
 from meterd.certificates.keys import key_id, key_pem, load_key, new_key
 from meterd.certificates.signing import named, pem
+from meterd.device.files import write_new, write_over
 from meterd.errors import ConfigError, EncodingError
 from meterd.ledger.account import NAME
 
@@ -46,10 +47,10 @@ def make_request(key_path: Path, csr_path: Path, name: str, *, reuse: bool = Fal
                 hint="ask again for the same key with --same-key, or name another file",
             )
         key = new_key()
-        put(key_path, key_pem(key, b""), mode=0o600, fresh=True)
+        write_new(key_path, key_pem(key, b""), mode=0o600)
     builder = x509.CertificateSigningRequestBuilder().subject_name(named(name))
     csr = builder.sign(key, hashes.SHA256())
-    put(csr_path, pem(csr), mode=0o644)
+    write_over(csr_path, pem(csr), mode=0o644)
     return key_id(key.public_key())
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from meterd.certificates.files import put, read
+from meterd.certificates.files import read
 from meterd.certificates.index import (
     INDEX,
     TIME,
@@ -37,6 +37,7 @@ from meterd.certificates.signing import (
     years_after,
 )
 from meterd.device.card import sync_folder
+from meterd.device.files import write_over
 from meterd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,11 +76,13 @@ def make_root(folder: Path, network: str, *, now: datetime, passphrase: bytes = 
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))  # mode 0700
     try:
-        put(beside / ROOT_KEY, key_pem(key, passphrase), mode=0o600)
-        put(beside / ROOT_CERTIFICATE, pem(certificate), mode=0o644)
-        put(beside / INDEX, b"", mode=0o600)
+        write_over(beside / ROOT_KEY, key_pem(key, passphrase), mode=0o600)
+        write_over(beside / ROOT_CERTIFICATE, pem(certificate), mode=0o644)
+        write_over(beside / INDEX, b"", mode=0o600)
         (beside / ISSUED).mkdir()
-        put(beside / ROOT_CRL, revocation_list((), certificate, key, number=1, now=now), mode=0o644)
+        write_over(
+            beside / ROOT_CRL, revocation_list((), certificate, key, number=1, now=now), mode=0o644
+        )
         beside.replace(folder)  # onto nothing or an empty folder, else the system refuses
     except OSError:
         shutil.rmtree(beside, ignore_errors=True)
@@ -154,7 +157,7 @@ def issue(
         root.append(
             f"{now:{TIME}} issued {new.kind} {name} {new.serial} {new.ends:{TIME}} {new.key_id}"
         )
-        put(folder / ISSUED / new.file, pem(certificate), mode=0o644)
+        write_over(folder / ISSUED / new.file, pem(certificate), mode=0o644)
         for one in old:
             root.append(f"{now:{TIME}} revoked {one.serial} replaced")
         if old:
@@ -241,5 +244,5 @@ class _Root:
         """Write the list anew. Its number grows with the index, which never shrinks."""
         number = 1 + len(counted_lines(self._file))
         data = revocation_list(self.issued, self.certificate, self.key, number=number, now=now)
-        put(self._folder / ROOT_CRL, data, mode=0o644)
+        write_over(self._folder / ROOT_CRL, data, mode=0o644)
         return data

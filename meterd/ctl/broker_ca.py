@@ -228,8 +228,8 @@ def _ca_request(options: argparse.Namespace) -> None:
 
 
 def _ca_issue(options: argparse.Namespace) -> None:
-    from meterd.certificates.files import put
     from meterd.certificates.root import issue
+    from meterd.device.files import write_over
 
     new, pem = issue(
         options.ca,
@@ -240,7 +240,7 @@ def _ca_issue(options: argparse.Namespace) -> None:
         years=options.years,
         renew=options.replace,
     )
-    put(options.out, pem, mode=0o644)
+    write_over(options.out, pem, mode=0o644)
     if options.json:
         print(json.dumps(_told(new)))
         return

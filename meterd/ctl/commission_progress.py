@@ -12,10 +12,10 @@ import json
 import os
 import stat
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from meterd.ctl.owner import as_owner
+from meterd.device.files import write_over
 
 PROGRESS_FILE = "commissioning.json"
 PROGRESS_BYTES_MAX = 65_536
@@ -60,21 +60,12 @@ def keep_progress(state: Path, about: tuple[str, str], steps: dict[str, dict[str
     """Keep what was found at steps, in the place of what was kept before.
 
     Raises:
-        OSError: It cannot be written, or somebody else's file is in its place.
+        OSError: It cannot be written, or somebody else's file is in its place, or beside it.
     """
     path = progress_path(state)
     text = json.dumps({"genesis": about[0], "record": about[1], "steps": steps}) + "\n"
     with as_owner(state):
-        new = path.with_name(f"{path.name}.{os.getpid()}")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            new.replace(path)  # a link that somebody has put there is replaced, not followed
-        except OSError:
-            with suppress(OSError):  # the first failure is the one that is told
-                new.unlink()
-            raise
+        write_over(path, text.encode(), mode=MODE)
 
 
 def forget_progress(state: Path) -> None:

@@ -10,8 +10,8 @@ from meterd.authority.certificate import verify_evidence
 from meterd.ctl.node import add_node, open_node
 from meterd.ctl.options import add_json
 from meterd.ctl.show import count, note
+from meterd.device.files import write_new
 from meterd.errors import BlockRejectedError, StorageError
-from meterd.init import write_new
 from meterd.ledger.encoding import digest
 
 if TYPE_CHECKING:

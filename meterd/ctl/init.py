@@ -19,6 +19,7 @@ from meterd.ctl.account import StoredAccount
 from meterd.ctl.key import show
 from meterd.ctl.options import add_json, add_state
 from meterd.ctl.owner import as_owner
+from meterd.device.files import write_new
 from meterd.device.keys import SEED_BYTES
 from meterd.device.secret import find_device_key
 from meterd.errors import ConfigError, DeniedError, MeterdError, StorageError, UsageError
@@ -299,10 +300,7 @@ def _confirm(path: Path, state: Path, settings: Settings, *, new: bool) -> None:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, text.encode())
     except PermissionError as error:
         raise DeniedError(
             f"not allowed to write {path}", hint="name another place, or use sudo"

@@ -21,6 +21,7 @@ from meterd.ctl.options import add_json, add_state
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import count
 from meterd.device.archive import read_file
+from meterd.device.files import write_new
 from meterd.device.keys import SEED_BYTES
 from meterd.device.secret import find_device_key
 from meterd.enrolment import Enrolment, enrolment_text, key_words
@@ -35,7 +36,6 @@ from meterd.init import (
     nominal_mv,
     read_genesis,
     refuse_account,
-    write_new,
 )
 from meterd.ledger.account import ROLES, Genesis, decode_genesis
 from meterd.ledger.encoding import MESSAGE_BYTES_MAX

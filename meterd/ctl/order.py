@@ -21,10 +21,10 @@ from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
 from meterd.ctl.order_options import add_action, add_unheard
 from meterd.ctl.order_words import advice, change_words, fields, told
 from meterd.ctl.show import Column, note, print_table, utc
+from meterd.device.files import write_new
 from meterd.device.keys import load_seal, read_seal
 from meterd.device.secret import find_device_key
 from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
-from meterd.init import write_new
 from meterd.ledger.encoding import HASH_BYTES, take_apart
 from meterd.ledger.order import Change, Interval, RosterChange, decode_order, sign_rotation
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.authority.roster import found
 from meterd.ctl.owner import as_owner
+from meterd.device.files import write_new
 from meterd.device.mailbox import OUTBOX, Mailbox
 from meterd.errors import (
     AbsentError,
@@ -26,7 +27,6 @@ from meterd.errors import (
     LedgerDamagedError,
     StorageError,
 )
-from meterd.init import write_new
 from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import seal, take_apart
 from meterd.ledger.order import ForkResolve, Order, Replace, decode_order, open_order, spell

@@ -10,8 +10,8 @@ from meterd.authority.certificate import summary, verify_receipt
 from meterd.ctl.node import add_node, open_node
 from meterd.ctl.options import positive
 from meterd.device import proofs
+from meterd.device.files import write_new
 from meterd.errors import AbsentError, BlockRejectedError, ConfigError, StorageError, UsageError
-from meterd.init import write_new
 
 if TYPE_CHECKING:
     import argparse

@@ -17,8 +17,8 @@ from meterd.ctl.options import add_json, add_socket, instant, socket_of
 from meterd.ctl.report_words import judged
 from meterd.ctl.show import count, zone_of
 from meterd.device.control_client import ControlClient
+from meterd.device.files import write_new
 from meterd.errors import ConfigError, UsageError
-from meterd.init import write_new
 from meterd.ledger.encoding import MESSAGE_BYTES_MAX
 from meterd.ledger.report import Claim, encode_file, encode_side
 

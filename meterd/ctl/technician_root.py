@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterd.ctl.technician_certificate import decode_certificate_file, decode_public, fingerprint
-from meterd.device.card import Card, Operation, lock
+from meterd.device.card import lock
+from meterd.device.files import write_over
 from meterd.errors import (
     AbsentError,
     BusyError,
@@ -347,9 +348,7 @@ def _add(folder: Path, lines: list[str], *more: str) -> None:
 
 
 def _put(path: Path, data: bytes) -> None:
-    card = Card()
-    card.perform([Operation("replace", path, data)])
-    card.close()
+    write_over(path, data, mode=0o640)
 
 
 def _must(holds: bool) -> None:  # noqa: FBT001 - a condition

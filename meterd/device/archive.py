@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from meterd.authority.certificate import add_spelt_order
 from meterd.authority.roster import found
 from meterd.config_signed import effect
+from meterd.device.files import write_over
 from meterd.errors import BlockRejectedError, DeniedError, EncodingError, StorageError
 from meterd.ledger.audit import audit_samples
 from meterd.ledger.block import decode_block
@@ -214,13 +215,8 @@ def keep_order(state: Path, spelt: bytes) -> None:
     path = state / ORDERS_FILE
     kept = _orders_in(read_file(path)) if path.exists() else []
     data = b"".join(len(one).to_bytes(4, "big") + one for one in [*kept, spelt])
-    fresh = path.with_name(f".{ORDERS_FILE}")
     try:
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_over(path, data)
     except OSError as error:
         raise StorageError(f"cannot keep an order in {path}: {error.strerror}") from error
 

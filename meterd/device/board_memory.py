@@ -11,9 +11,9 @@ the credential `meterd.board`.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from meterd.device.files import write_over
 from meterd.device.secret import BOARD_BYTES_MAX, BOARD_FILE
 from meterd.errors import DeniedError, StorageError
 
@@ -56,12 +56,7 @@ def hand_over(data: bytes, board: Path = BOARD_FILE) -> None:
             board.unlink(missing_ok=True)
             return
         board.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = board.with_name(f"{board.name}.new")
-        fresh.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(fresh, flags, 0o400), "wb") as file:
-            file.write(data)
-        fresh.replace(board)
+        write_over(board, data, mode=0o400)
     except PermissionError as error:
         raise DeniedError(f"not allowed to write {board}", hint="run it with sudo") from error
     except OSError as error:

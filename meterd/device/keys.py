@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nacl.signing import SigningKey
 
 from meterd.device.card import sync_folder
+from meterd.device.files import write_new
 from meterd.device.vault import VAULT, StoredVault
 from meterd.errors import AbsentError, ConfigError, DeniedError, StorageError
 
@@ -270,7 +271,7 @@ def _create(kind: _Kind, state: Path, seed: bytes) -> SigningKey:
     _checked(seed)
     path = state / kind.file
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        write_new(path, seed.hex().encode() + b"\n", mode=0o600)
     except FileExistsError as error:
         raise ConfigError(
             f"there is a {kind.called} already: {path}",
@@ -279,16 +280,6 @@ def _create(kind: _Kind, state: Path, seed: bytes) -> SigningKey:
     except PermissionError as error:
         raise DeniedError(f"not allowed to write {path}", hint=f"give this user {state}") from error
     except OSError as error:
-        raise StorageError(f"cannot create {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(fd, "wb", buffering=0) as file:
-            text = seed.hex().encode() + b"\n"
-            if file.write(text) != len(text):
-                raise OSError(None, "written in part")  # noqa: TRY301 - as other failures of the card
-            os.fsync(fd)
-        sync_folder(state)
-    except OSError as error:
-        path.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
     return SigningKey(seed)
 

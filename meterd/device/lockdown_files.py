@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterd.device import lockdown_text as text
-from meterd.device.card import BESIDE, sync_folder
+from meterd.device.card import sync_folder
+from meterd.device.files import beside, write_over
 from meterd.device.lockdown import Content, Entry, Gone, Link, Other
 from meterd.errors import BusyError, StorageError
 
@@ -115,14 +116,14 @@ class DeviceTree:
                 sync_folder(where.parent)
             return made
         made = self._make_folders(path)
-        beside = where.with_name(where.name + BESIDE)
-        beside.unlink(missing_ok=True)
         if isinstance(wanted, Link):
-            beside.symlink_to(wanted.target)
+            link = beside(where)
+            link.unlink(missing_ok=True)
+            link.symlink_to(wanted.target)
+            link.replace(where)
+            sync_folder(where.parent)
         elif isinstance(wanted, Content):
-            _write(beside, wanted)
-        beside.replace(where)
-        sync_folder(where.parent)
+            write_over(where, wanted.data, mode=wanted.mode, owner=(wanted.uid, wanted.gid))
         return made
 
     def missing_folders(self, path: str) -> list[str]:
@@ -147,7 +148,7 @@ class DeviceTree:
         """Remove what a failure of power left half written beside a path."""
         where = self.where(path)
         with suppress(FileNotFoundError, NotADirectoryError):
-            where.with_name(where.name + BESIDE).unlink()
+            beside(where).unlink()
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder that is empty; leave one that is not."""
@@ -155,25 +156,6 @@ class DeviceTree:
             where = self.where(f"{folder}/x").parent
             where.rmdir()
             sync_folder(where.parent)
-
-
-def _write(path: Path, wanted: Content) -> None:
-    """Write a new file and let it be durable; nobody else reads it before its mode is right."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, _PRIVATE_FILE)
-    try:
-        view = memoryview(wanted.data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        status = os.fstat(descriptor)
-        if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
-            os.fchown(descriptor, wanted.uid, wanted.gid)
-        if stat.S_IMODE(status.st_mode) != wanted.mode:
-            with suppress(PermissionError):  # a boot partition (FAT) has one mode for all files
-                os.fchmod(descriptor, wanted.mode)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Record(NamedTuple):
@@ -293,13 +275,8 @@ class Keeper:
             self._folder.mkdir(_PRIVATE_FOLDER)
             sync_folder(self._folder.parent)
         self._folder.chmod(_PRIVATE_FOLDER)  # password hashes are in there
-        where = self._where(record.path)
-        beside = where.with_name(where.name + BESIDE)
-        beside.unlink(missing_ok=True)
         data = json.dumps(shown, indent=1).encode()
-        _write(beside, Content(data, _PRIVATE_FILE, os.geteuid(), os.getegid()))
-        beside.replace(where)
-        sync_folder(self._folder)
+        write_over(self._where(record.path), data, mode=_PRIVATE_FILE)
 
     def _forget(self, record: Record) -> None:
         self._known = None

@@ -8,11 +8,11 @@ the next start: the folder is there until all has been moved.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from meterd.device.archive import GENESIS_FILE
 from meterd.device.card import Card, sync_folder
+from meterd.device.files import write_over
 from meterd.device.log import Log
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.errors import StorageError
@@ -101,12 +101,7 @@ def begin_anew(
         card = Card()
         card.perform(log.take_operations())
         card.close()
-        with (fresh / f".{WHOLE}").open("x") as file:
-            file.write(_free_name(state, old_height))
-            file.flush()
-            os.fsync(file.fileno())
-        (fresh / f".{WHOLE}").rename(fresh / WHOLE)
-        sync_folder(fresh)
+        write_over(fresh / WHOLE, _free_name(state, old_height).encode())
         sync_folder(state)
     except OSError as error:
         raise StorageError(f"cannot begin {state} anew: {error.strerror}") from error
