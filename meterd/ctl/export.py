@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.options import add_state, positive
-from meterd.errors import AbsentError, UsageError
+from meterd.ctl.output import put_out, refuse_terminal
+from meterd.errors import AbsentError
 
 if TYPE_CHECKING:
     import argparse
@@ -30,20 +30,18 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Write the block to stdout; returns the exit code."""
-    if sys.stdout.isatty():
-        raise UsageError(
-            "a block is bytes, and stdout is a terminal",
-            hint=f"meterctl export --height {options.height} --cose > block-{options.height}.cose",
-        )
+    height = options.height
+    example = f"meterctl export --height {height} --cose > block-{height}.cose"
+    refuse_terminal(None, "a block", example)
     account = StoredAccount(options.state)
     for sealed in account.blocks:
-        if sealed.block.height == options.height:
-            sys.stdout.buffer.write(sealed.message)
+        if sealed.block.height == height:
+            put_out(sealed.message, None)
             return 0
     account.close()
     last = account.blocks[-1].block.height if account.blocks else 0
     raise AbsentError(
-        f"there is no block {options.height}: "
+        f"there is no block {height}: "
         + (f"the last is block {last}" if last else "nothing is sealed yet"),
         hint="an interval is sealed at its end; `meterctl blocks` lists them",
     )

@@ -20,8 +20,8 @@ from meterd.ctl.order_changes import CHANGES, add_kinds
 from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
 from meterd.ctl.order_options import add_action, add_unheard
 from meterd.ctl.order_words import advice, change_words, fields, told
+from meterd.ctl.output import put_out
 from meterd.ctl.show import Column, note, print_table, utc
-from meterd.device.files import write_new
 from meterd.device.keys import load_seal, read_seal
 from meterd.device.secret import find_device_key
 from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
@@ -95,7 +95,7 @@ def _sign(
     if options.out is None:
         desk.post(order.height, sealed)
     else:
-        write_new(options.out, sealed)
+        put_out(sealed, options.out)
     if options.json:
         file = str(options.out) if options.out else None
         print(json.dumps(told(order) | {"state": "signed" if file else "waiting", "file": file}))

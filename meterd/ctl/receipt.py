@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterd.authority.certificate import summary, verify_receipt
 from meterd.ctl.node import add_node, open_node
 from meterd.ctl.options import positive
+from meterd.ctl.output import put_out, refuse_terminal
 from meterd.device import proofs
-from meterd.device.files import write_new
-from meterd.errors import AbsentError, BlockRejectedError, ConfigError, StorageError, UsageError
+from meterd.errors import AbsentError, BlockRejectedError, StorageError
 
 if TYPE_CHECKING:
     import argparse
@@ -47,22 +46,16 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Write the receipt; returns the exit code."""
-    if options.out is None and sys.stdout.isatty():
-        raise UsageError(
-            "a receipt is bytes, and stdout is a terminal",
-            hint=f"meterctl receipt --height {options.height} -o block-{options.height}.receipt",
-        )
+    refuse_terminal(
+        options.out,
+        "a receipt",
+        f"meterctl receipt --height {options.height} -o block-{options.height}.receipt",
+    )
     with open_node(options) as node:
         data, vouched = receipt_of(node, options.meter, options.incarnation, options.height)
+    put_out(data, options.out)
     if options.out is None:
-        sys.stdout.buffer.write(data)
         return 0
-    try:
-        write_new(options.out, data)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"{options.out} is there already", hint="name another file, or move that one away"
-        ) from error
     block = vouched.block
     print(
         f"wrote {options.out}: block {block.height} of {block.meter} ({block.incarnation}),"

@@ -6,7 +6,6 @@ then, not that it is so.
 
 from __future__ import annotations
 
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING
 from meterd.ctl.doctor import CONFIG_DEFAULT, examine_device
 from meterd.ctl.node import add_node
 from meterd.ctl.options import add_json, add_socket, instant, socket_of
+from meterd.ctl.output import put_out, refuse_terminal
 from meterd.ctl.report_words import judged
 from meterd.ctl.show import count, zone_of
 from meterd.device.control_client import ControlClient
-from meterd.device.files import write_new
-from meterd.errors import ConfigError, UsageError
+from meterd.errors import UsageError
 from meterd.ledger.encoding import MESSAGE_BYTES_MAX
 from meterd.ledger.report import Claim, encode_file, encode_side
 
@@ -77,24 +76,15 @@ def run(options: argparse.Namespace) -> int:
         return judged(options.check, known_of(options), as_json=options.json)
     if options.key or options.genesis:
         raise UsageError("--key and --genesis go with --check", hint="`meterctl report --help`")
-    if options.out is None and sys.stdout.isatty():
-        raise UsageError(
-            "a report is bytes, and stdout is a terminal", hint="meterctl report -o FILE"
-        )
+    refuse_terminal(options.out, "a report", "meterctl report -o FILE")
     since_s = instant(options.since, zone_of("UTC")) if options.since else _days_ago_s()
     side = b"" if options.no_doctor else _side(options)
     digest = sha256(side).hexdigest() if side else ""
     reply = ControlClient(socket_of(options)).call("Report", since_s=since_s, side=digest)
     data = encode_file(bytes.fromhex(reply["report"]), side)
+    put_out(data, options.out)
     if options.out is None:
-        sys.stdout.buffer.write(data)
         return 0
-    try:
-        write_new(options.out, data)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"{options.out} is there already", hint="name another file, or move that one away"
-        ) from error
     print(f"wrote {options.out}: {count(len(data), 'byte')}")
     print(f"  judge it with `meterctl verify {options.out} --key KEY`")
     return 0

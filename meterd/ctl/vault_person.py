@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
+from meterd.ctl.output import put_out
 from meterd.ctl.passphrase import STDIN, add_passphrase_file, read_passphrase
 from meterd.ctl.show import Column, print_table
 from meterd.device.control_client import ControlClient
@@ -168,9 +169,7 @@ def _show(options: argparse.Namespace) -> int:
         print(json.dumps(_spelt(options, opened)))
         return 0
     if options.purpose and not sys.stdout.isatty():
-        sys.stdout.flush()
-        sys.stdout.buffer.write(opened.data[options.purpose])
-        sys.stdout.buffer.flush()
+        put_out(opened.data[options.purpose], None)
         return 0
     columns = (Column("purpose", 12), Column("version", 7, right=True), Column("record"))
     rows = (
@@ -211,12 +210,7 @@ def _export(options: argparse.Namespace) -> int:
         raise ConfigError(f"there is {path} already", hint="name another file with -o")
     opened = _opened(options)
     text = json.dumps(_spelt(options, opened), indent=1, ensure_ascii=False) + "\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
+    put_out(text, path, mode=0o600)
     if options.json:
         print(json.dumps({"file": str(path), "purposes": list(opened.data)}))
         return 0
