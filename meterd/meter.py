@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.access import Access
 from meterd.alarm_outbox import AlarmOutbox
-from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
-from meterd.claims import CLAIMS
-from meterd.device.archive import keep_order, load_blocks, read_part
+from meterd.device.archive import load_blocks, read_part
 from meterd.device.card import Card
 from meterd.device.clock import BUILD_S, Clock, Stamp, SystemClock
 from meterd.device.failures import Failures
@@ -33,6 +31,7 @@ from meterd.errors import StorageError
 from meterd.flapping import Rationed
 from meterd.guard import Guard
 from meterd.health import one_line
+from meterd.hearing import Hearing
 from meterd.ledger.pruning import Recovered
 from meterd.metering.board import BoardDecoder
 from meterd.neighbours import Neighbours, line_folder
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 
     from meterd.config import Settings
     from meterd.device.card import Operation
-    from meterd.device.mailbox import Mailbox
     from meterd.ledger.account import Genesis
     from meterd.ledger.event import Details
     from meterd.metering.reading import Reading
@@ -155,7 +153,17 @@ class Meter:
         )
         self.book.told = self.alarms.note
         self.book.waiting = not self.neighbours.may_seal(0)
-        self._obey()
+        self._hearing = Hearing(
+            self.neighbours,
+            self.book,
+            clock,
+            state=state,
+            logger=logger,
+            flush=self.flush,
+            tell=self._tell,
+            speed=speed,
+        )
+        self._hearing.obey()
         self._decoder = BoardDecoder(self.settings.rules, joins=True)
         self.port_state = "closed"
         self.last: tuple[list[int], int, Stamp] | None = None
@@ -170,7 +178,6 @@ class Meter:
         self._handed_over = self.book.chain
         self._events_handed_over = self._events_durable = 0
         self._sealed: list[tuple[int, bytes]] = []
-        self._rung, self._heard_ms = True, 0
         self._stopping = self._told_to_stop = self.begins_anew = self.changed = False
         self._reports: list[tuple[str, dict[str, str]]] = []
         self._port_events = Rationed()
@@ -240,8 +247,7 @@ class Meter:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._reading = tasks.create_task(self._read(), name="read the port")
-                if self.neighbours.inbox is not None:
-                    self._listen(self.neighbours.inbox)
+                self._hearing.listen(self._wake.set)
                 others = [
                     self._reading,
                     tasks.create_task(self._keep(), name="keep the log"),
@@ -318,7 +324,8 @@ class Meter:
             self._manager.watchdog()
             await self._take_waiting()
             self._turn()
-            await self._hear()
+            if await self._hearing.turn():
+                self._stopping = self.begins_anew = True
         await self._read_up()
         stamp = self._clock.stamp()
         book = self.book
@@ -453,87 +460,7 @@ class Meter:
         if self.port_state == "closed":
             yield "starting"
 
-    # --- the neighbours -------------------------------------------------------------------------
-
-    def _listen(self, inbox: Mailbox) -> None:
-        """Wake when the peer process rings."""
-        bell = inbox.listen()
-
-        def rung() -> None:
-            inbox.silence(bell)
-            self._rung = True
-            self._wake.set()
-
-        asyncio.get_running_loop().add_reader(bell, rung)
-
-    def _obey(self) -> None:
-        neighbours = self.neighbours
-        self.book.obey(neighbours.chain, neighbours.order, neighbours.changes)
-
-    def _mono_ms(self) -> int:
-        """Return the time by which neighbours are waited for; theirs passes as fast."""
-        return self._clock.stamp().boot_ms // self._speed
-
-    async def _hear(self) -> None:
-        """Take what the peer process brought; where it lets us seal, seal what has waited."""
-        neighbours, book = self.neighbours, self.book
-        now_ms = self._mono_ms()
-        if not self._rung and now_ms - self._heard_ms < TURN_S * 1000:
-            return
-        self._rung, self._heard_ms = False, now_ms
-        sealer = neighbours.chain.key_at(neighbours.order[0])
-        for order in neighbours.read(now_ms):
-            book.event(
-                "order",
-                (("height", order.height), ("hash", order.order_hash), ("spelt", order.spelt)),
-            )
-            keep_order(self._state, order.spelt)
-            self._obey()
-        if (key := neighbours.chain.key_at(neighbours.order[0])) != sealer:
-            self._tell("key_rotated", (("old", sealer), ("new", key)))
-        neighbours.turn(now_ms, due=book.due or bool(neighbours.recovered))
-        self._tell_claims(now_ms)
-        waits = neighbours.waits
-        book.raise_alarm("neighbours", waits, stands=bool(waits))
-        if neighbours.stopped or not (neighbours.free or book.losing):
-            book.waiting = True  # sealing stops; metering does not
-        if not book.waiting or not neighbours.may_seal(now_ms):
-            return
-        if neighbours.recovered:
-            self._stopping = self.begins_anew = True
-        elif book.due or neighbours.free:
-            await self.flush()
-            self._release()
-
-    def _tell_claims(self, now_ms: int) -> None:
-        """Show what the peer process says of itself: it is its word alone."""
-        claims = self.neighbours.claims.changed(now_ms)
-        if claims is None:
-            return
-        self.book.event("peer_says", (("claims", " ".join(sorted(claims))),))
-        for claim, text in CLAIMS.items():
-            self.book.raise_alarm(claim, text, stands=claim in claims)
-
-    def _release(self) -> None:
-        """Seal what has waited, if it still may be; all so far is durable."""
-        neighbours, book, height = self.neighbours, self.book, self.book.chain.head.height
-        if not neighbours.may_seal(self._mono_ms()):
-            return
-        # Of what has waited the first block alone rests on answers, which soon are not fresh.
-        book.release(first_only=not neighbours.free)
-        if not book.waiting and book.chain.head.height == height:
-            stamp = self._clock.stamp()
-            book.tick(stamp.boot_ms, stamp)
-        if book.chain.head.height > height and not neighbours.may_seal(self._mono_ms()):
-            raise StorageError(
-                f"the card took more than {FRESH_MS // 1000} s to read the rows of a block: what "
-                "neighbours had answered is out of date, and the block is given up",
-                hint="nothing is lost, the next start seals it; the card may be failing",
-            )
-        # On a full card nothing but the running sums knows what has been measured: they go on.
-        book.waiting = book.waiting or not (neighbours.free or book.losing)
-        if neighbours.free or book.chain.head.height > height:
-            log_event(self._logger, logging.INFO, "released", height=book.chain.head.height)
+    # --- what the measuring task hands over -------------------------------------------------
 
     def _note_reports(self) -> None:
         """Write down what the port has done; of one that comes and goes, how often besides."""

@@ -38,6 +38,7 @@ RELEVANT = (
     "bookkeeper.py",
     "config*.py",
     "errors.py",
+    "hearing.py",
     "init.py",
     "meter.py",
     "neighbours.py",

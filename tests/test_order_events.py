@@ -64,8 +64,8 @@ def test_e1_an_order_is_one_event_and_the_key_that_it_puts_in_force_another(tmp_
     for _ in range(2):  # it comes again, as letters do
         for number, spelt in enumerate(SPELT, start=1):
             inbox.put(f"order-{number:012d}", spelt)
-            meter._rung = True
-            asyncio.run(meter._hear())
+            meter._hearing.rung = True
+            asyncio.run(meter._hearing.turn())
     assert [event.kind for event in told if event.kind in {"order", "key_rotated"}] == [
         "order",
         "order",

@@ -21,8 +21,8 @@ from meterd.authority.boot import FRESH_MS
 from meterd.bookkeeper import Bookkeeper
 from meterd.device.recovery import recover
 from meterd.errors import StorageError
+from meterd.hearing import Hearing
 from meterd.ledger.chain import open_chain
-from meterd.meter import Meter
 from meterd.metering.interval import LOST
 from meterd.metering.placement import WALLS_MAX
 from tests.accounts import folder
@@ -489,6 +489,7 @@ class Answering:
     """Neighbours that answer a question 200 ms after it, and certify nothing."""
 
     stopped, recovered, free, waits, order = "", (), False, "", (0, bytes(32))
+    claims = SimpleNamespace(changed=lambda _now_ms: None)
 
     def __init__(self, book: Bookkeeper) -> None:
         self.book, self.height, self.chain = book, book.chain.head.height, book.chain
@@ -508,29 +509,26 @@ class Answering:
             self.asked_ms = now_ms
 
 
-def meter_of(rig: Rig) -> Any:  # noqa: ANN401 - as much of a `Meter` as hears its neighbours
-    meter: Any = SimpleNamespace(
-        neighbours=Answering(rig.book),
-        book=rig.book,
-        _clock=SimpleNamespace(stamp=lambda: rig.stamp),
-        _heard_ms=0,
-        _rung=True,
-        _logger=logging.getLogger(),
-        _mono_ms=lambda: rig.boot_ms,
-        _release=lambda: Meter._release(meter),
-        _tell_claims=lambda _now_ms: None,
-    )
-
+def hearing_of(rig: Rig) -> Hearing:
     async def flush() -> None:
         rig.commit()
 
-    meter.flush = flush
-    return meter
+    neighbours: Any = Answering(rig.book)
+    clock: Any = SimpleNamespace(stamp=lambda: rig.stamp)
+    return Hearing(
+        neighbours,
+        rig.book,
+        clock,
+        state=rig.state,
+        logger=logging.getLogger(),
+        flush=flush,
+        tell=lambda _kind, _details: None,
+    )
 
 
 def test_a_block_that_took_longer_than_answers_stay_fresh_is_given_up(tmp_path: Path) -> None:
     rig = waiting_rig(tmp_path / "account")
-    meter, release = meter_of(rig), rig.book.release
+    hearing, release = hearing_of(rig), rig.book.release
 
     def slowly(**how: Any) -> None:  # noqa: ANN401
         release(**how)
@@ -539,9 +537,9 @@ def test_a_block_that_took_longer_than_answers_stay_fresh_is_given_up(tmp_path: 
     rig.book.release = slowly  # type: ignore[method-assign]
     rig.rows(20)
     for _ in range(2):
-        meter._rung = True
+        hearing.rung = True
         with suppress(StorageError):
-            asyncio.run(Meter._hear(meter))
+            asyncio.run(hearing.turn())
             assert rig.book.chain.head.height == 0, "it was to be given up"
         rig.wait(300)
     assert rig.book.chain.head.height == 1
@@ -558,12 +556,12 @@ def test_a_start_on_a_full_card_counts_and_seals_on(
     """
     rig = waiting_rig(tmp_path / "account")
     rig.book.storing = storing
-    meter = meter_of(rig)
+    hearing = hearing_of(rig)
     for _ in range(15 * INTERVAL_S // 5 + 1):
         rig.row(300, 4500)
         for wait_ms in (500, 0):
-            meter._rung = True
-            asyncio.run(Meter._hear(meter))
+            hearing.rung = True
+            asyncio.run(hearing.turn())
             rig.commit()
             rig.wait(wait_ms)
     assert rig.book.chain.head.height == sealed
