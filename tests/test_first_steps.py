@@ -9,7 +9,7 @@ import pytest
 
 from meterd.ctl.lockdown import new_units
 from meterd.device.failures import FAILURES_FILE, read_failures
-from meterd.device.lockdown import Gone, Item, Link
+from meterd.device.lockdown_device import Gone, Item, Link
 from meterd.errors import ConfigError
 from meterd.init import is_free
 from meterd.peer import run

@@ -15,9 +15,10 @@ import pytest
 
 from meterd.ctl import main
 from meterd.device import card
-from meterd.device.lockdown import CA_FILE, Content, Gone, Link
+from meterd.device.lockdown_device import Content, Gone, Link
 from meterd.device.lockdown_files import KEPT, DeviceTree, Keeper
 from meterd.device.lockdown_live import own_usb, session_of, uses_wireless
+from meterd.device.lockdown_way_in import CA_FILE
 from meterd.errors import BusyError, StorageError
 from tests.conftest import ROOT
 from tests.device.test_lockdown import CA, CMDLINE, GROUP, PASSWD, SHADOW

@@ -12,19 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from meterd.ctl.options import add_json
 from meterd.ctl.show import count, note
 from meterd.device import lockdown_text as text
-from meterd.device.lockdown import (
-    AREAS,
-    TECHNICIAN,
-    Content,
-    Gone,
-    Item,
-    Link,
-    Other,
-    left_out,
-    needed_packages,
-    plan,
-    refuse_lock_out,
-)
+from meterd.device.lockdown import AREAS, TECHNICIAN, left_out, needed_packages, plan
+from meterd.device.lockdown_device import Content, Gone, Item, Link, Other
 from meterd.device.lockdown_files import KEPT, DeviceTree, Keeper
 from meterd.device.lockdown_live import (
     commands,
@@ -41,13 +30,14 @@ from meterd.device.lockdown_live import (
     share_folder,
     tell,
 )
+from meterd.device.lockdown_way_in import refuse_lock_out
 from meterd.errors import AbsentError, ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
 
-    from meterd.device.lockdown import Facts
+    from meterd.device.lockdown_device import Facts
     from meterd.device.lockdown_files import Record
 
 _SECRET = ("/etc/shadow", "/etc/gshadow")

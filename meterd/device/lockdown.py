@@ -4,24 +4,21 @@ Everything that the lockdown changes is the state of a path: a file with these b
 leads there, nothing at all. So what is to be done is what differs; what was done is checked by
 looking again; and what was there before can be put back. Nothing is opened here: the tree of files
 comes in as something to ask.
-
->>> item = Item("consoles", "/etc/x", Gone(), Link("/dev/null"), "mask x", "no login", "E3")
->>> item.holds, replace_found(item, Link("/dev/null")).holds
-(False, True)
 """
 
 from __future__ import annotations
 
 import re
-from base64 import b64decode
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from meterd.device import lockdown_text as text
+from meterd.device.lockdown_device import Content, Entry, Facts, Gone, Item, Link, Tree
+from meterd.device.lockdown_way_in import ssh_file
 from meterd.errors import MeterdError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator
 
 AREAS = {
     "users": "the users of both processes",
@@ -36,16 +33,12 @@ AREAS = {
     "accounts": "no password opens anything",
 }
 TECHNICIAN = ("ssh", "accounts")  # what decides who comes in: left out together
-CA_FILE = "/etc/meterd/ssh/ca.pub"
-SSH_PORT = 22
 _SYSTEM = "/etc/systemd/system"
 _ACCOUNT_FILES = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow")
 _BOOT_FOLDERS = ("/boot/firmware", "/boot")
 _NULL = "/dev/null"
 _OWN_PORT = "/dev/ttyAMA0"  # what the unit itself opens
 _GETTY_WORDS = ("getty@", "getty.service", "autovt@", "getty-static")
-_KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-", "sk-ssh-ed25519@", "sk-ecdsa-sha2-", "ssh-rsa")
-_CONSOLES = ("tty", "console", "ttyS", "ttyAMA", "ttyUSB", "ttyACM", "ttyGS", "hvc")
 _UNITS = (".service", ".socket", ".timer", ".mount", ".path", ".target", ".slice")
 _KINDS = {  # of the files in systemd/ that are no units
     ".sysusers": "/etc/sysusers.d/{}.conf",
@@ -74,141 +67,6 @@ _INSTALLED = {  # of config/: where to, area, what, reason, row, mode
         *("the device does not answer strangers on its link", "E4", 0o644),
     ),
 }
-
-
-class WouldLockOutError(MeterdError):
-    """What is asked shuts out everybody, or whoever asks: provide another way in first."""
-
-    exit_code = 77
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """There is nothing at a path."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A symbolic link."""
-
-    target: str
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A regular file."""
-
-    data: bytes = field(repr=False)
-    mode: int = 0o644
-    uid: int = 0
-    gid: int = 0
-
-    @property
-    def text(self) -> str:
-        """Return it as text; no byte is lost on the way back."""
-        return self.data.decode("utf-8", "surrogateescape")
-
-
-@dataclass(frozen=True, slots=True)
-class Other:
-    """A folder, a device: nothing that we put anything in the place of."""
-
-
-Entry: TypeAlias = Gone | Link | Content | Other
-
-
-class Tree(Protocol):
-    """The files of a device, as they are."""
-
-    def entry(self, path: str) -> Entry:
-        """Return what is at an absolute path."""
-
-    def names(self, folder: str) -> list[str]:
-        """Return the names in a folder, sorted; none if there is no such folder."""
-
-
-class UsbDevice(NamedTuple):
-    """Something on USB that the device cannot do without."""
-
-    vendor: str
-    product: str
-    purpose: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is known of a device besides its files.
-
-    Attributes:
-        share: What meterd brings, by path: `systemd/…`, `config/…`.
-        programs: Which of `nft`, `sshd`, `usbguard-daemon` are installed.
-        broker_ports: Of the brokers in the settings.
-        anchor_port: Of the timestamp authority in the settings; 0 where none is named.
-        board_port: The board's port in the settings; empty where there are none.
-        own_usb: What on USB carries its system, its network, its board.
-        wireless: Whether a wireless network is used, or may be, for all that is known.
-        owner: User and group whom new files belong to.
-    """
-
-    share: Mapping[str, bytes]
-    programs: frozenset[str] = frozenset()
-    broker_ports: tuple[int, ...] = (8883,)
-    anchor_port: int = 0
-    board_port: str = ""
-    own_usb: tuple[UsbDevice, ...] = ()
-    wireless: bool = True
-    owner: tuple[int, int] = (0, 0)
-
-
-class Session(NamedTuple):
-    """How whoever asks has come in.
-
-    Attributes:
-        tty: The terminal, without `/dev/`; empty without one.
-        ssh_port: The device's own port of the SSH session; None without one.
-    """
-
-    tty: str = ""
-    ssh_port: int | None = None
-
-    @property
-    def at_console(self) -> bool:
-        """Whether it is at a terminal that the lockdown closes."""
-        return self.tty == "console" or any(
-            self.tty.startswith(name) and self.tty[len(name) :].isdecimal() for name in _CONSOLES
-        )
-
-
-class Item(NamedTuple):
-    """One path, as it is and as it has to be.
-
-    Attributes:
-        area: Of `AREAS`.
-        path: Absolute, as the device itself sees it.
-        found: What is there.
-        wanted: What has to be there.
-        what: What that is, in few words.
-        reason: Why.
-        row: Of REQUIREMENTS.md.
-    """
-
-    area: str
-    path: str
-    found: Entry
-    wanted: Entry
-    what: str
-    reason: str
-    row: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is as it has to be."""
-        return self.found == self.wanted
-
-
-def replace_found(item: Item, found: Entry) -> Item:
-    """Return the item as it is once something else is there."""
-    return item._replace(found=found)
 
 
 def plan(tree: Tree, facts: Facts, without: Collection[str] = ()) -> list[Item]:
@@ -245,92 +103,6 @@ def needed_packages(facts: Facts, without: Collection[str]) -> list[str]:
         for area, (program, package) in needs.items()
         if area not in without and program not in facts.programs
     ]
-
-
-def refuse_lock_out(
-    tree: Tree,
-    facts: Facts,
-    items: list[Item],
-    without: Collection[str],
-    session: Session | None,
-) -> None:
-    """See that somebody can still come in afterwards, and that whoever asks stays in.
-
-    Args:
-        tree: The device's files.
-        facts: What else is known of it.
-        items: The plan.
-        without: The areas that are left out.
-        session: How whoever asks has come in; None where that does not matter.
-
-    Raises:
-        WouldLockOutError: Not so.
-    """
-    pending = {item.area for item in items if not item.holds}
-    if "ssh" not in without:
-        _refuse_shut_ssh({item.path: item.wanted for item in items}, tree, facts)
-    if "ssh" in without and "consoles" in pending and not _lets_in(tree):
-        raise WouldLockOutError(
-            "consoles would close, and SSH does not start by itself: nobody could log in any more",
-            hint="enable ssh first (`systemctl enable ssh`), or add --without consoles",
-        )
-    if session is None:
-        return
-    if session.at_console and "consoles" in pending:
-        raise WouldLockOutError(
-            f"this session is at {session.tty}, which would close",
-            hint="come in over SSH, or add --cut-session if you have tried that way",
-        )
-    port = session.ssh_port
-    if port not in (None, SSH_PORT) and pending.intersection({"firewall", "ssh"}):
-        raise WouldLockOutError(
-            f"this session came in at port {port}, which would close",
-            hint=f"come in at port {SSH_PORT}, or add --cut-session if you have tried that way",
-        )
-
-
-def ssh_file(facts: Facts, key: str, default: str = "") -> str:
-    """Return the file that our settings for sshd name with a key."""
-    conf = facts.share.get("config/sshd.conf", b"").decode()
-    return text.sshd_value(conf, key) or default
-
-
-def _refuse_shut_ssh(wanted: Mapping[str, Entry], tree: Tree, facts: Facts) -> None:
-    """See that a technician's certificate opens the device."""
-    hint = "put it there, or leave SSH and accounts as they are: --no-ssh"
-    path = ssh_file(facts, "TrustedUserCAKeys", CA_FILE)
-    if not _has_key(tree.entry(path)):
-        raise WouldLockOutError(
-            f"no public key of a technicians' CA in {path}: nobody could log in any more",
-            hint=hint,
-        )
-    path = ssh_file(facts, "AuthorizedPrincipalsFile")
-    found = wanted.get(path) or tree.entry(path)
-    if path and not (isinstance(found, Content) and any(text.lines_of(found.text))):
-        raise WouldLockOutError(
-            f"no principal in {path}: no certificate would open this device", hint=hint
-        )
-
-
-def _lets_in(tree: Tree) -> bool:
-    links = ("multi-user.target.wants/ssh.service", "sockets.target.wants/ssh.socket")
-    return any(isinstance(tree.entry(f"{_SYSTEM}/{link}"), Link) for link in links)
-
-
-def _has_key(entry: Entry) -> bool:
-    """Return whether a file has a public key as OpenSSH writes one."""
-    if not isinstance(entry, Content):
-        return False
-    for line in text.lines_of(entry.text):
-        kind, _, rest = line.partition(" ")
-        try:
-            key = b64decode(rest.split(" ")[0], validate=True)
-        except ValueError:
-            continue
-        length = int.from_bytes(key[:4])
-        if kind.startswith(_KEY_TYPES) and key[4 : 4 + length] == kind.encode() and len(key) > 36:  # noqa: PLR2004 - longer than its name
-            return True
-    return False
 
 
 class _Drawn:

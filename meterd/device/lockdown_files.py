@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meterd.device import lockdown_text as text
 from meterd.device.card import sync_folder
 from meterd.device.files import beside, write_over
-from meterd.device.lockdown import Content, Entry, Gone, Link, Other
+from meterd.device.lockdown_device import Content, Entry, Gone, Link, Other
 from meterd.errors import BusyError, StorageError
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterd.device import lockdown_text as text
-from meterd.device.lockdown import Content, Facts, Gone, Link, Session, UsbDevice
+from meterd.device.lockdown_device import Content, Facts, Gone, Link, Session, UsbDevice
 from meterd.errors import AbsentError, StorageError
 from meterd.software import PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from meterd.device.lockdown import Item
+    from meterd.device.lockdown_device import Item
     from meterd.device.lockdown_files import DeviceTree
 
 SETTINGS = "/etc/meterd/meterd.toml"

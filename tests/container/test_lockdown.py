@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import pytest
 
 from meterd.device import lockdown_text as text
-from meterd.device.lockdown import CA_FILE, Content, Facts, ssh_file
+from meterd.device.lockdown_device import Content, Facts
 from meterd.device.lockdown_files import ACCOUNT_FILES, KEPT, DeviceTree
 from meterd.device.lockdown_live import read_share
+from meterd.device.lockdown_way_in import CA_FILE, ssh_file
 from tests.conftest import ROOT
 from tests.container.build import BASE, VENV, install
 from tests.container.device import ETC, SETTINGS, UNITS, wheel
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from meterd.device.lockdown import Entry
+    from meterd.device.lockdown_device import Entry
 
 DEVICE4, DEVICE6 = "10.77.0.1", "fd77::1"
 NEIGHBOUR = ("10.77.0.2", "10.77.0.3", "10.77.0.4")

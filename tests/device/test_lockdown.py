@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from meterd.device import lockdown_text as text
-from meterd.device.lockdown import (
-    AREAS,
-    CA_FILE,
+from meterd.device.lockdown import AREAS, left_out, needed_packages, place_of, plan
+from meterd.device.lockdown_device import (
     Content,
     Entry,
     Facts,
@@ -19,14 +18,9 @@ from meterd.device.lockdown import (
     Other,
     Session,
     UsbDevice,
-    WouldLockOutError,
-    left_out,
-    needed_packages,
-    place_of,
-    plan,
-    refuse_lock_out,
 )
 from meterd.device.lockdown_live import TELLABLE, commands, proofs, read_share, tty_name
+from meterd.device.lockdown_way_in import CA_FILE, WouldLockOutError, refuse_lock_out
 from meterd.errors import ConfigError, MeterdError
 from tests.conftest import ROOT
 
