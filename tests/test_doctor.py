@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meterd.ctl.doctor_card import open_files
+from meterd.ctl.doctor_dates import certificate_ends_s, revoked_made_s
 from meterd.ctl.doctor_facts import Unit, Unseen
 from meterd.ctl.doctor_machine import Machine
-from meterd.ctl.doctor_meter import certificate_ends_s, open_files, revoked_made_s
 from meterd.ctl.technician_commands import chosen
 from meterd.device.port import open_port
 from meterd.errors import EncodingError, UsageError

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meterd.ctl.doctor_meter import _bare, open_files
+from meterd.ctl.doctor_card import open_files
+from meterd.ctl.doctor_meter import _bare
 from meterd.ctl.node import read_shown
 from meterd.peer import PEER_FILE
 

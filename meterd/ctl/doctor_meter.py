@@ -1,21 +1,16 @@
 """Looks at the meter for `meterctl doctor`: its daemon, account, keys, software, neighbours.
 
-A shell without rules, as `doctor_machine`. Nothing is changed: the one write, which shows whether
-the card still takes any, is to a file without a name.
+A shell without rules, as `doctor_machine`. Nothing is changed.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import importlib.util
 import os
 import platform
 import select
 import socket
-import ssl
 import stat
-import struct
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,10 +19,11 @@ from urllib.parse import urlsplit
 
 from meterd.config import check
 from meterd.ctl.account import StoredAccount
+from meterd.ctl.doctor_card import card_of, wear_of
+from meterd.ctl.doctor_dates import certificate_ends_s, revoked_made_s
 from meterd.ctl.doctor_facts import (
     NEEDS_ROOT,
     Broker,
-    Card,
     Clock,
     Facts,
     Happened,
@@ -55,8 +51,6 @@ from meterd.device.recovery import recover
 from meterd.device.secret import BOARD_FILE, DEVICE, STORE, find_device_key
 from meterd.device.vault import VAULT, StoredVault
 from meterd.errors import BusyError, DeniedError, EncodingError, MeterdError
-from meterd.ledger.row import row_bytes
-from meterd.ledger.segment import STREAMS
 from meterd.metering.board import BoardDecoder
 from meterd.software import check_installed, software_id
 
@@ -72,13 +66,6 @@ VISITS = frozenset({"technician_entered"})  # kinds of events that tell of one
 CREDENTIALS = "/run/credentials"  # where systemd hands over secrets, to one unit each
 SSHD = "etc/ssh/sshd_config.d/10-meterd.conf"
 SSH_FOLDER = "etc/meterd/ssh"
-MILLISECONDS_A_DAY = 86_400_000
-FLAGGED_AFTER_S = 2 * 86_400  # the timer that sets the flag comes once a day
-_GET_FLAGS, _APPEND_ONLY = 0x8008_6601, 0x20  # linux/fs.h, for 64 bits
-_NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL})
-_KRL_MAGIC = b"SSHKRL\n\0"  # OpenSSH's PROTOCOL.krl: then format (4), number (8), made at (8)
-_KRL_HEAD_BYTES = 28
-_DER_SEQUENCE, _DER_VERSION, _DER_TIMES = 0x30, 0xA0, (0x17, 0x18)
 
 
 class Where:
@@ -137,8 +124,8 @@ def collect(where: Where) -> Facts:
         low_voltage=machine.low_voltage(),
         celsius=machine.celsius(),
         clock=_clock(settings, now_s),
-        card=_card(where, settings),
-        wear=_wear(where),
+        card=card_of(where.state, machine, settings),
+        wear=wear_of(where.state, machine),
         account=account if isinstance(account, Unseen | Verdict) else _verified(where, account),
         secrets=_secrets(where, settings),
         vault=_vault(where),
@@ -241,96 +228,6 @@ def _clock(settings: Settings | None, now_s: int) -> Clock | Unseen:
         return Unseen(str(error))
     trusted = settings is not None and settings.clock.trust == "always"
     return Clock(now_s, status, trusted, rtc, BUILD_S)
-
-
-# --- the card -----------------------------------------------------------------------------------
-
-
-def _card(where: Where, settings: Settings | None) -> Card | Unseen | None:
-    try:
-        room, device = os.statvfs(where.state), where.state.stat().st_dev
-    except FileNotFoundError:
-        return None  # the account's rule says so
-    except OSError as error:
-        return Unseen(f"{where.state}: {error.strerror}")
-    kind, options, source = _mount_of(where, device)
-    polling_ms = settings.board.polling_ms if settings else 5000
-    used = sum(clamp.role != "unused" for clamp in settings.rules.clamps) if settings else 1
-    errors = where.machine.text(f"sys/fs/ext4/{Path(source).name}/errors_count")
-    return Card(
-        free_bytes=room.f_bavail * room.f_frsize,
-        total_bytes=room.f_blocks * room.f_frsize,
-        inodes_free=room.f_favail if room.f_files else -1,
-        kind=kind,
-        options=options,
-        errors=int(errors) if errors and errors.isdecimal() else -1,
-        bytes_a_day=MILLISECONDS_A_DAY // polling_ms * row_bytes(used),
-        reserve_bytes=settings.log.reserve_mb * 1_000_000 if settings else 0,
-        sync_ms=_sync_ms(where.state),
-        open_files=open_files(where.state, time.time() - FLAGGED_AFTER_S),
-    )
-
-
-def open_files(state: Path, before_s: float) -> int | None:
-    """Return how many segments written before an instant are not append-only (ioctl_iflags(2)).
-
-    None where the filesystem has no such flag; what this user may not read is not counted.
-    """
-    found = 0
-    for path in (path for stream in STREAMS for path in (state / stream).glob("*")):
-        try:
-            # Not blocking: the meter's user may have left a pipe there, and this may be root.
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                seen = os.fstat(file.fileno())
-                if seen.st_mtime >= before_s or not stat.S_ISREG(seen.st_mode):
-                    continue
-                [flags] = struct.unpack("l", fcntl.ioctl(file.fileno(), _GET_FLAGS, bytes(8)))
-        except OSError as error:
-            if error.errno in _NO_FLAGS:
-                return None
-            continue
-        found += not flags & _APPEND_ONLY
-    return found
-
-
-def _mount_of(where: Where, device: int) -> tuple[str, tuple[str, ...], str]:
-    """Return a filesystem's kind, the options of its mount, and its device (proc(5), mountinfo)."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    found: tuple[str, tuple[str, ...], str] = ("", (), "")
-    for line in (where.machine.text("proc/self/mountinfo") or "").splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        words, of = mount.split(), filesystem.split()
-        if len(words) > 5 and words[2] == number and len(of) > 2:  # noqa: PLR2004 - the fields used
-            # Read-only for the whole filesystem is what a failing card becomes.
-            found = (of[0], (*words[5].split(","), *of[2].split(",")), of[1])
-    return found
-
-
-def _sync_ms(state: Path) -> int | Unseen:
-    """Return how long a small write and its fsync take, in a file without a name; -1: they fail."""
-    with as_owner(state):
-        try:
-            descriptor = os.open(state, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except PermissionError:
-            return NEEDS_ROOT
-        except OSError as error:
-            return Unseen(f"the filesystem takes no file without a name ({error.strerror})")
-        try:
-            began_s = time.monotonic()
-            os.write(descriptor, b"doctor")
-            os.fsync(descriptor)
-            return int(1000 * (time.monotonic() - began_s))
-        except OSError:
-            return -1
-        finally:
-            os.close(descriptor)
-
-
-def _wear(where: Where) -> tuple[int, int] | None:
-    try:
-        return where.machine.wear(where.state.stat().st_dev)
-    except OSError:
-        return None
 
 
 # --- the account --------------------------------------------------------------------------------
@@ -555,47 +452,6 @@ def _certificate(settings: Settings) -> int | Unseen | None:
         return Unseen(f"{path}: {error}")
 
 
-def certificate_ends_s(data: bytes) -> int:
-    """Return until when a certificate is good (RFC 5280 section 4.1), Unix seconds.
-
-    Raises:
-        EncodingError: It is not a certificate in PEM.
-    """
-    try:
-        begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
-        text = data[data.index(begin) : data.index(end) + len(end)].decode("ascii")
-        der = ssl.PEM_cert_to_DER_cert(text)
-        fields = _der(_der(_der(der)[0][1])[0][1])
-        if fields[0][0] == _DER_VERSION:
-            fields = fields[1:]
-        _, last = _der(fields[3][1])  # serial, algorithm, issuer, validity
-        kind, value = last
-        if fields[3][0] != _DER_SEQUENCE or kind not in _DER_TIMES:
-            raise EncodingError("no validity where a certificate has it")
-        digits = value.decode("ascii")
-        if kind == _DER_TIMES[0]:  # two digits of the year: until 2049
-            digits = f"{'20' if digits < '5' else '19'}{digits}"
-        from datetime import UTC, datetime
-
-        return int(datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp())
-    except (ValueError, IndexError) as error:
-        raise EncodingError(f"not a certificate: {error}") from error
-
-
-def _der(data: bytes) -> list[tuple[int, bytes]]:
-    """Return the items of a sequence's content (X.690): tag and content of each."""
-    found: list[tuple[int, bytes]] = []
-    at = 0
-    while at < len(data):
-        tag, length, at = data[at], data[at + 1], at + 2
-        if length & 0x80:
-            size = length & 0x7F
-            length, at = int.from_bytes(data[at : at + size]), at + size
-        found.append((tag, data[at : at + length]))
-        at += length
-    return found
-
-
 def _technician(root: Path) -> Technician | Unseen | None:
     if not (root / SSHD).exists():
         return None
@@ -617,13 +473,6 @@ def _technician(root: Path) -> Technician | Unseen | None:
         principals=any(line.strip() and not line.startswith("#") for line in lines),
         revoked_s=revoked_s,
     )
-
-
-def revoked_made_s(data: bytes, written_s: float) -> int:
-    """Return when a revocation list was made: it says so itself, else its file does."""
-    if data.startswith(_KRL_MAGIC) and len(data) >= _KRL_HEAD_BYTES:
-        return int.from_bytes(data[20:_KRL_HEAD_BYTES])
-    return int(written_s)
 
 
 def _pins(machine: Machine, settings: Settings | None) -> Verdict | Unseen | None:
