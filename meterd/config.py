@@ -25,19 +25,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.config_lines import Place, lines_of
-from meterd.config_rules import (
-    REQUIRED,
-    TABLES,
-    WrongError,
-    elsewhere,
-    key_shown,
-    nearest,
-    offsets_s,
-    shown,
+from meterd.config_fit import (
+    GPIO_PINS,
+    INTERVAL_S_DEFAULT,
+    LAYOUT_DEFAULT,
+    POLLING_MS_DEFAULT,
+    check_fit,
+    check_network,
 )
+from meterd.config_lines import Place, lines_of
+from meterd.config_tables import Mistake, Reader
 from meterd.errors import ConfigError, DeniedError, StorageError
-from meterd.metering.board import LAYOUTS, channels, measurable_channels
 from meterd.metering.reading import BoardRules, Clamp
 
 if TYPE_CHECKING:
@@ -47,40 +45,6 @@ if TYPE_CHECKING:
 TEXT_BYTES_MAX = 32_768  # with every comment it is 4 kB; past this it is not settings
 LINE_BYTES_MAX = 1024  # tomllib takes the square of a dotted key's length, and a key is on one line
 MISTAKES_NAMED = 3  # in the one line of an error; `meterctl config check` shows them all
-READINGS_MIN = 3  # in an interval: fewer are a gap each
-QUARTER_S = 900  # every zone's offset is a multiple of it since 1972
-INTERVAL_S_DEFAULT = 1800  # what utilities read meters by
-POLLING_MS_DEFAULT = 5000
-LAYOUT_DEFAULT = "rpict3v1"
-GPIO_PINS = ("case_switch", "magnet", "led", "button", "relay")  # the keys of [gpio] that are pins
-GPIO_UART = (14, 15)
-GPIO_ONE_WIRE = 4
-GPIO_PULLED_UP = (2, 3)  # by resistors on every Pi, for I2C
-GPIO_PULLED_DOWN = 9  # at power-on the chip pulls 0 to 8 up and these up to 27 down
-GPIO_PINS_OTHER = 28  # from here on: a compute module's, each with a pull of its own
-
-
-class Mistake(NamedTuple):
-    """Something in the settings that is wrong, or (a warning) that will surprise.
-
-    Attributes:
-        key: Dotted, clamps counted from 1: `clamp.2.role`; empty where the TOML itself is broken.
-        line: Counted from 1; 0 where a key is missing and its table too.
-        problem: What was expected and what came, a clause in lower case.
-        hint: What to do, a clause.
-        warning: The settings can be used all the same.
-    """
-
-    key: str
-    line: int
-    problem: str
-    hint: str = ""
-    warning: bool = False
-
-    def __str__(self) -> str:
-        """Line, key and problem, as one clause."""
-        where = [f"line {self.line}"] if self.line else []
-        return ": ".join([*where, *([self.key] if self.key else []), self.problem])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +273,7 @@ def check(text: str, *, source: str) -> tuple[Settings | None, list[Mistake]]:
         tables = tomllib.loads(text, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError) as error:
         return None, [_syntax_mistake(text, error)]
-    reader = _Reader(tables, source)
+    reader = Reader(tables, source)
     settings = _settings(reader)
     lines = lines_of(text) if reader.found else {}
     mistakes = [_placed(place, mistake, lines) for place, mistake in reader.found]
@@ -325,7 +289,7 @@ def settings_of(tables: dict[str, Any]) -> tuple[Settings | None, list[Mistake]]
     Args:
         tables: As `tomllib` gives them, decimals for numbers with a point; no lines are known.
     """
-    reader = _Reader(tables, "the settings")
+    reader = Reader(tables, "the settings")
     settings = _settings(reader)
     return settings, [mistake for _, mistake in reader.found]
 
@@ -362,9 +326,9 @@ def load_node(path: Path) -> NodeSettings:
         tables = tomllib.loads(text, parse_float=Decimal)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{path}: {_syntax_mistake(text, error)}") from error
-    reader = _Reader(tables, path.name)
+    reader = Reader(tables, path.name)
     network, clock = reader.table("network"), reader.table("clock")
-    _check_network(reader, network)
+    check_network(reader, network)
     if "name" not in network:
         reader.wrong(("network", "name"), "is missing", "add `name = …` to network")
     if reader.found:
@@ -411,86 +375,19 @@ def _canonical(value: Decimal) -> str:
     return format(value.normalize(), "f")
 
 
-class _Reader:
-    """Reads tables by their rules, and collects the mistakes with their places.
-
-    Attributes:
-        found: In no order; the line of each is not known yet.
-    """
-
-    def __init__(self, tables: dict[str, Any], source: str) -> None:
-        self.found: list[tuple[Place, Mistake]] = []
-        self._tables = tables
-        self._source = source
-        for name in tables:
-            if name not in TABLES:
-                self.wrong((name,), "there is no such table", nearest(name, TABLES))
-
-    def wrong(self, place: Place, problem: str, hint: str = "", *, warning: bool = False) -> None:
-        key = ".".join(map(key_shown, place))
-        self.found.append((place, Mistake(key, 0, problem, hint, warning)))
-
-    def has(self, name: str, key: str) -> bool:
-        """Return whether the table `name` has `key`, with a good value or a bad one."""
-        table = self._tables.get(name)
-        return isinstance(table, dict) and key in table
-
-    def table(self, name: str) -> dict[str, Any]:
-        """Return the good values of the table `name`."""
-        return self._values(self._tables.get(name, {}), (name,), name)
-
-    def clamps(self) -> list[dict[str, Any]]:
-        """Return the good values of each clamp, in order."""
-        clamps = self._tables.get("clamp", [])
-        if not isinstance(clamps, list):
-            self.wrong(("clamp",), "expected a list of tables", "write [[clamp]], in two brackets")
-            return []
-        if not clamps:
-            hint = f"add [[clamp]] with name and role to {self._source}"
-            self.wrong(("clamp",), "no clamp is described", hint)
-        return [self._values(clamp, ("clamp", k), "clamp") for k, clamp in enumerate(clamps)]
-
-    def _values(self, table: object, place: Place, name: str) -> dict[str, Any]:
-        if not isinstance(table, dict):
-            header = "[[clamp]]" if name == "clamp" else f"[{name}]"
-            self.wrong(place, f"expected a table, got {shown(table)}", f"write it below {header}")
-            return {}
-        values = {}
-        for key, value in table.items():
-            if key not in TABLES[name]:
-                self.wrong((*place, key), f"there is no such key in {name}", elsewhere(key, name))
-                continue
-            try:
-                values[key] = TABLES[name][key](value)
-            except WrongError as error:
-                self.wrong((*place, key), *error.args)
-        for key in REQUIRED.get(name, ()):
-            if key not in table:
-                self.wrong((*place, key), "is missing", f"add `{key} = …` to {name}")
-        return values
-
-
 _METER_RULES: tuple[str, ...] = ("nominal_v", "power_factor", "fuse_a")
 _BOARD_RULES: tuple[str, ...] = ("current_unit", "vest")
 
 
-def _settings(reader: _Reader) -> Settings | None:
-    """Return the settings where nothing is wrong; what concerns several keys is checked here."""
+def _settings(reader: Reader) -> Settings | None:
+    """Return the settings where nothing is wrong."""
     meter, board, clamps = reader.table("meter"), reader.table("board"), reader.clamps()
     clock, log, control = reader.table("clock"), reader.table("log"), reader.table("control")
     network, gpio = reader.table("network"), reader.table("gpio")
     anchor = reader.table("anchor")
-    _check_network(reader, network)
-    if anchor.get("url") and not anchor.get("ca"):
-        hint = "get the authority's root certificates, and compare them with another source"
-        reader.wrong(("anchor", "ca"), "is missing: by it a timestamp is verified", hint)
-    _check_gpio(reader, gpio, board)
-    alternatives = _alternatives(reader, board)
-    _check_interval(reader, meter, board)
-    if board.get("port") == "/dev/serial0":
-        problem = "which port serial0 stands for differs: on a Pi 5 it is the debug header"
-        reader.wrong(("board", "port"), problem, 'name it: "/dev/ttyAMA0"', warning=True)
-    _check_clamps(reader, clamps, alternatives)
+    alternatives = check_fit(
+        reader, meter=meter, board=board, clamps=clamps, network=network, gpio=gpio, anchor=anchor
+    )
     if not all(mistake.warning for _, mistake in reader.found):
         return None
     rules = {key: meter.pop(key) for key in _METER_RULES if key in meter}
@@ -515,132 +412,6 @@ def _settings(reader: _Reader) -> Settings | None:
         gpio=GpioSettings(**gpio),
         anchor=AnchorSettings(**anchor),
     )
-
-
-def _check_gpio(reader: _Reader, gpio: dict[str, Any], board: dict[str, Any]) -> None:
-    """Check the pins against each other and against what else has them."""
-    owners: dict[int, str] = {}
-    if "reset_gpio" in board:
-        owners[board["reset_gpio"]] = "board.reset_gpio"
-    for key in (key for key in GPIO_PINS if key in gpio):
-        pin, place = gpio[key], ("gpio", key)
-        owner = owners.setdefault(pin, f"gpio.{key}")
-        if owner != f"gpio.{key}":
-            reader.wrong(place, f"GPIO {pin} is {owner} too", "each needs a pin of its own")
-        elif pin in GPIO_UART:
-            problem = f"GPIO {pin} is the serial port's, which the board speaks on"
-            reader.wrong(place, problem, "wire it to another pin")
-        elif pin == GPIO_ONE_WIRE:
-            problem = f"GPIO {pin} is the 1-Wire bus where dtoverlay=w1-gpio is set"
-            hint = "wire it to another pin, or leave 1-Wire off in /boot/firmware/config.txt"
-            reader.wrong(place, problem, hint, warning=True)
-    for key, of in (("case_open", "case_switch"), ("relay_closed", "relay")):
-        if key in gpio and not reader.has("gpio", of):
-            problem = f"says nothing without gpio.{of}"
-            reader.wrong(("gpio", key), problem, f"set {of}, or take it out", warning=True)
-    if gpio.get("case_open") == "low" and gpio.get("case_switch") in GPIO_PULLED_UP:
-        problem = (
-            f"GPIO {gpio['case_switch']} has a resistor to 3.3 V on the Pi: it cannot rest low"
-        )
-        reader.wrong(("gpio", "case_open"), problem, 'wire it to another pin, or set "high"')
-    _warn_of_boot(reader, gpio)
-
-
-def _warn_of_boot(reader: _Reader, gpio: dict[str, Any]) -> None:
-    """Until the meter runs, a pin is an input with the pull that the chip gives it."""
-    pin = gpio.get("relay", GPIO_PINS_OTHER)
-    closed = gpio.get("relay_closed", "low")
-    pulled = "high" if pin < GPIO_PULLED_DOWN else "low"
-    if pin < GPIO_PINS_OTHER and closed != pulled:
-        problem = (
-            f"GPIO {pin} is pulled {pulled} while the Pi boots: the contact is open until then"
-        )
-        hint = 'a household keeps its power on a pin from 9 to 27 with relay_closed = "low"'
-        reader.wrong(("gpio", "relay"), problem, hint, warning=True)
-
-
-def _check_network(reader: _Reader, network: dict[str, Any]) -> None:
-    tls = any(url.startswith("mqtts:") for url in network.get("brokers", ()))
-    for key in ("ca", "certificate", "key"):
-        if tls and not network.get(key):
-            hint = "`meterctl broker-config ca request` makes key and request on this device"
-            reader.wrong(("network", key), "is missing: a broker is reached by TLS", hint)
-
-
-def _alternatives(reader: _Reader, board: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Return what a line may hold; nothing where a mistake keeps it from being known."""
-    if reader.has("board", "layout") and "layout" not in board:
-        return ()
-    layout = board.get("layout", LAYOUT_DEFAULT)
-    if layout != "custom":
-        if reader.has("board", "fields"):
-            hint = 'remove it, or set layout = "custom"'
-            reader.wrong(("board", "fields"), f"layout {layout} has fields of its own", hint)
-        return LAYOUTS[layout]
-    if not reader.has("board", "fields"):
-        hint = 'as in fields = ["node", "RP1", "Irms1", "Vrms"]'
-        reader.wrong(("board", "fields"), "is missing: layout custom needs it", hint)
-    return (board["fields"],) if "fields" in board else ()
-
-
-def _check_interval(reader: _Reader, meter: dict[str, Any], board: dict[str, Any]) -> None:
-    """Check the interval against what days, zones and the board's cadence ask of it."""
-    place = ("meter", "interval_s")
-    if "interval_s" not in meter and reader.has(*place):
-        return
-    interval_s = meter.get("interval_s", INTERVAL_S_DEFAULT)
-    polling_ms = board.get("polling_ms", POLLING_MS_DEFAULT)
-    zone = meter.get("zone", "UTC")
-    odd_s = [offset_s for offset_s in offsets_s(zone) if offset_s % interval_s]
-    if odd_s:
-        problem = f"{interval_s} does not divide the offset of {zone} from UTC, {odd_s[0]} s"
-        reader.wrong(place, problem, f"{QUARTER_S} divides every zone's")
-    elif QUARTER_S % interval_s and interval_s % QUARTER_S:
-        problem = f"{interval_s} s do not fit quarters of an hour, which zones and tariffs count in"
-        hint = f"take a divisor or a multiple of {QUARTER_S}"
-        reader.wrong(place, problem, hint, warning=True)
-    if interval_s * 1000 < READINGS_MIN * polling_ms:
-        problem = f"an interval of {interval_s} s has fewer than {READINGS_MIN} readings"
-        hint = "poll more often, or take a longer interval"
-        reader.wrong(("board", "polling_ms"), problem, hint, warning=True)
-
-
-def _check_clamps(
-    reader: _Reader, clamps: list[dict[str, Any]], alternatives: tuple[tuple[str, ...], ...]
-) -> None:
-    """Check the clamps against each other and against what the board's lines hold."""
-    numbers: dict[str, int] = {}
-    channels_max = min(map(channels, alternatives), default=len(clamps))
-    for k, clamp in enumerate(clamps):
-        number, place = k + 1, ("clamp", k)
-        first = numbers.setdefault(clamp.get("name", str(place)), number)
-        if first != number:
-            reader.wrong((*place, "name"), f"clamp {first} has that name", "each needs its own")
-        if number > channels_max:
-            problem = f"the layout has no more than {channels_max} channels"
-            reader.wrong(place, problem, "remove it, or set the layout that the board sends")
-        elif clamp.get("role", "unused") == "unused":
-            continue
-        elif not all(number in measurable_channels(fields) for fields in alternatives):
-            problem = f"no field of the layout measures channel {number}"
-            reader.wrong(place, problem, 'set role = "unused"')
-        elif alternatives and not any(f"RP{number}" in fields for fields in alternatives):
-            _warn_of_direction(reader, clamp, place)
-    roles = [clamp.get("role") for clamp in clamps]
-    if clamps and "mains" not in roles and None not in roles:
-        reader.wrong(("clamp",), "no clamp has the role mains", "one is round the mains cable")
-
-
-def _warn_of_direction(reader: _Reader, clamp: dict[str, Any], place: Place) -> None:
-    """Only real power has a sign."""
-    if clamp.get("reversed"):
-        problem = "no direction is measured on this channel: export cannot be seen"
-        hint = "set it to false; only a board with a voltage adaptor tells the direction"
-        reader.wrong((*place, "reversed"), problem, hint, warning=True)
-    elif clamp.get("role") == "mains":
-        problem = "no direction is measured on this channel: export is counted as import"
-        hint = "where the house feeds into the grid, take a board with a voltage adaptor"
-        reader.wrong((*place, "role"), problem, hint, warning=True)
 
 
 def _syntax_mistake(text: str, error: Exception) -> Mistake:

@@ -24,8 +24,9 @@ from nacl.bindings import crypto_scalarmult
 from nacl.exceptions import CryptoError
 
 from meterd.authority.roster import WITNESSED_MAX, found
-from meterd.config import QUARTER_S, Mistake
+from meterd.config_fit import QUARTER_S
 from meterd.config_rules import offsets_s, shown
+from meterd.config_tables import Mistake
 from meterd.enrolment import Enrolment, proven
 from meterd.errors import BlockRejectedError, EncodingError
 from meterd.ledger.account import Genesis, Meter, Node, decode_genesis

@@ -23,10 +23,11 @@ import tomllib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.config import LINE_BYTES_MAX, Mistake
+from meterd.config import LINE_BYTES_MAX
 from meterd.config_lines import Place, lines_of
 from meterd.config_rules import TABLES as SETTINGS
 from meterd.config_rules import WrongError, key_shown, nearest, shown
+from meterd.config_tables import Mistake
 from meterd.ledger.account import ROLES
 from meterd.ledger.encoding import HASH_BYTES, SIGNATURE_BYTES
 

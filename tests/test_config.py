@@ -17,7 +17,6 @@ from meterd.config import (
     GpioSettings,
     LogSettings,
     MeterSettings,
-    Mistake,
     Settings,
     check,
     load,
@@ -26,6 +25,7 @@ from meterd.config import (
 )
 from meterd.config_lines import lines_of
 from meterd.config_rules import TABLES
+from meterd.config_tables import Mistake, Reader
 from meterd.errors import ConfigError, DeniedError, StorageError
 from meterd.metering.board import LAYOUTS
 from meterd.metering.reading import BoardRules, Clamp
@@ -673,7 +673,7 @@ VALUES: st.SearchStrategy[object] = (
     )
 )
 def test_every_rule_takes_whatever_toml_can_hold(tables: dict[str, object]) -> None:
-    reader = config._Reader(tables, "x")
+    reader = Reader(tables, "x")
     config._settings(reader)
     assert reader.found
 

@@ -14,7 +14,7 @@ from meterd.errors import ConfigError
 if TYPE_CHECKING:
     import argparse
 
-    from meterd.config import Mistake
+    from meterd.config_tables import Mistake
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meterd.config import LAYOUT_DEFAULT, Settings, check, load
+from meterd.config import Settings, check, load
+from meterd.config_fit import LAYOUT_DEFAULT
 from meterd.config_rules import TABLES, WrongError
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.key import show
