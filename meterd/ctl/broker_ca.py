@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meterd.ctl.options import add_json, positive
+from meterd.ctl.options import add_action, add_json, positive
 from meterd.errors import AbsentError, ConfigError, UsageError
 from meterd.ledger.account import NAME
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def add_ca(commands: Any) -> None:  # noqa: ANN401 - argparse hides the type
     """Describe `meterctl broker-config ca`."""
     summary = "certificates: a root, one for each device, one for each broker"
-    ca = commands.add_parser("ca", help=summary, description=f"ca: {summary}.")
+    ca = add_action(commands, "ca", summary)
     ca.epilog = """\
 A new street, on three machines (root, device, broker); only requests,
 certificates and lists travel, never a key:
@@ -54,14 +54,6 @@ def run_ca(options: argparse.Namespace) -> None:
 # --- what is typed ----------------------------------------------------------------------------
 
 
-def _add(actions: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:  # noqa: ANN401
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{name}: {summary}."
-    )
-    parser.epilog = f"examples:\n{epilog}"
-    return parser
-
-
 def _add_root(parser: argparse.ArgumentParser, *, key: bool = True) -> None:
     parser.add_argument("--ca", required=True, type=Path, metavar="DIR", help="folder of the root")
     if key:
@@ -75,11 +67,12 @@ def _add_root(parser: argparse.ArgumentParser, *, key: bool = True) -> None:
 
 
 def _add_init(actions: Any) -> None:  # noqa: ANN401
-    parser = _add(
+    parser = add_action(
         actions,
         "init",
         "make the root of a street",
         """\
+examples:
   meterctl broker-config ca init --ca elm-root --network elm-street --encrypt
   meterctl broker-config ca init --ca elm-root --network elm-street --passphrase-file FILE
 """,
@@ -90,11 +83,12 @@ def _add_init(actions: Any) -> None:  # noqa: ANN401
 
 
 def _add_request(actions: Any) -> None:  # noqa: ANN401
-    parser = _add(
+    parser = add_action(
         actions,
         "request",
         "make a key, where it will be used, and a request",
         """\
+examples:
   meterctl broker-config ca request --name kitchen-12 --key mqtt.key --csr kitchen-12.csr
   meterctl broker-config ca request --name kitchen-12 --key mqtt.key --csr again.csr --same-key
 """,
@@ -120,11 +114,12 @@ def _add_sign(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_issue(actions: Any) -> None:  # noqa: ANN401
-    parser = _add(
+    parser = add_action(
         actions,
         "issue",
         "sign a device's request",
         """\
+examples:
   meterctl broker-config ca issue --ca elm-root --csr kitchen-12.csr -o kitchen-12.crt
   meterctl broker-config ca issue --ca elm-root --csr again.csr -o kitchen-12.crt --replace
 """,
@@ -133,11 +128,12 @@ def _add_issue(actions: Any) -> None:  # noqa: ANN401
 
 
 def _add_issue_broker(actions: Any) -> None:  # noqa: ANN401
-    parser = _add(
+    parser = add_action(
         actions,
         "issue-broker",
         "sign a broker's request",
         """\
+examples:
   meterctl broker-config ca issue-broker --ca elm-root --csr broker.csr \\
       --host broker.elm.example --host 192.0.2.7 -o broker.crt
 """,
@@ -153,11 +149,12 @@ def _add_issue_broker(actions: Any) -> None:  # noqa: ANN401
 
 
 def _add_revoke(actions: Any) -> None:  # noqa: ANN401
-    parser = _add(
+    parser = add_action(
         actions,
         "revoke",
         "revoke a certificate, and write the list for the broker",
         """\
+examples:
   meterctl broker-config ca revoke --ca elm-root kitchen-12 --reason lost
   meterctl broker-config ca revoke --ca elm-root 43f0ef75a5c95f4514bf34aad31c0db18fc78800
 """,
@@ -173,11 +170,12 @@ def _add_revoke(actions: Any) -> None:  # noqa: ANN401
 
 
 def _add_list(actions: Any) -> None:  # noqa: ANN401
-    parser = _add(
+    parser = add_action(
         actions,
         "list",
         "show what was issued",
         """\
+examples:
   meterctl broker-config ca list --ca elm-root
   meterctl broker-config ca list --ca elm-root --json
 """,

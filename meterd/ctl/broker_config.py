@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.broker_ca import add_ca, run_ca
 from meterd.ctl.broker_settings import ACL, CONF, Listen, acl_text, conf_text
-from meterd.ctl.options import add_json
+from meterd.ctl.options import add_action, add_json
 from meterd.ctl.show import count
 from meterd.device.card import Card, Operation
 from meterd.errors import ConfigError, EncodingError, UsageError
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _add_write(commands: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "write a mosquitto.conf and its acl from a genesis"
-    parser = commands.add_parser("write", help=summary, description=f"write: {summary}.")
+    parser = add_action(commands, "write", summary)
     parser.epilog = """\
 examples:
   meterctl broker-config write --genesis genesis -o /etc/mosquitto/meterd

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from meterd.ctl.in_session import technician
-from meterd.ctl.options import add_json, add_socket, add_state, socket_of
+from meterd.ctl.options import add_action, add_json, add_socket, add_state, socket_of
 from meterd.device.control_client import ControlClient
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ examples:
 """
     actions = parser.add_subparsers(dest="case_command", required=True, metavar="ACTION")
     summary = "let the alarm fall that the case was opened"
-    command = actions.add_parser("ack", help=summary, description=f"ack: {summary}.")
+    command = add_action(actions, "ack", summary)
     command.epilog = """\
 The alarm stands, over restarts too, until somebody has looked at the meter and
 says so here. That is an event of the account, with the certificate of the

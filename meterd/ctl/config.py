@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterd.config import check, load
-from meterd.ctl.options import add_json
+from meterd.ctl.options import add_action, add_json
 from meterd.ctl.show import count
 from meterd.errors import ConfigError
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterctl config`."""
     commands = parser.add_subparsers(dest="config_command", required=True, metavar="COMMAND")
     summary = "name every mistake, with its key, its line and what to do"
-    command = commands.add_parser("check", help=summary, description=f"check: {summary}.")
+    command = add_action(commands, "check", summary)
     command.epilog = """\
 exit status: 0 no mistake (warnings may be), 78 mistakes
 

@@ -9,7 +9,7 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.ctl.options import add_json
+from meterd.ctl.options import add_action, add_json
 from meterd.ctl.show import count, note
 from meterd.device import lockdown_text as text
 from meterd.device.lockdown import AREAS, TECHNICIAN, left_out, needed_packages, plan
@@ -77,7 +77,7 @@ examples:
 """
     commands_ = parser.add_subparsers(dest="lockdown_command", required=True, metavar="COMMAND")
     summary = "show what would change; change nothing"
-    command = commands_.add_parser("plan", help=summary, description=f"plan: {summary}.")
+    command = add_action(commands_, "plan", summary)
     _add_choice(command)
     add_json(command)
     command.epilog = """\
@@ -86,7 +86,7 @@ examples:
   meterctl lockdown plan --root ./image --no-ssh
 """
     summary = "show what will change, ask, change it; what was there is kept"
-    command = commands_.add_parser("apply", help=summary, description=f"apply: {summary}.")
+    command = add_action(commands_, "apply", summary)
     _add_choice(command)
     command.add_argument("--yes", action="store_true", help="ask nothing")
     command.add_argument(
@@ -108,7 +108,7 @@ examples:
   meterctl lockdown apply --root ./image --yes
 """
     summary = "see whether all is as it has to be; changes nothing"
-    command = commands_.add_parser("check", help=summary, description=f"check: {summary}.")
+    command = add_action(commands_, "check", summary)
     _add_choice(command)
     add_json(command)
     command.epilog = """\
@@ -119,7 +119,7 @@ examples:
   meterctl lockdown check --json
 """
     summary = "put everything back as it was before the first apply"
-    command = commands_.add_parser("undo", help=summary, description=f"undo: {summary}.")
+    command = add_action(commands_, "undo", summary)
     _add_root(command)
     command.add_argument("--yes", action="store_true", help="ask nothing")
     command.add_argument(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from meterd.config import load
 from meterd.config_rules import TABLES, WrongError
 from meterd.ctl.network_show import show, show_hash, told
-from meterd.ctl.options import add_json, add_state
+from meterd.ctl.options import add_action, add_json, add_state
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import count
 from meterd.device.archive import read_file
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _add_enrol(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "make this device's keys, and the file that asks to be listed with them"
-    parser = actions.add_parser("enrol", help=summary, description=f"enrol: {summary}.")
+    parser = add_action(actions, "enrol", summary)
     parser.epilog = """\
 Run it on the device. Keys that are in DIR are used again, never replaced, so
 that the same command makes the same file. A meter that has an account of its
@@ -194,7 +194,7 @@ def _keep(path: Path, text: str) -> None:
 
 def _add_create(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "found a network: one genesis of network.toml and the enrolment files"
-    parser = actions.add_parser("create", help=summary, description=f"create: {summary}.")
+    parser = add_action(actions, "create", summary)
     parser.epilog = """\
 A genesis never changes, and its hash is in every signature of the network. All
 mistakes are named at once, by file and line; then it shows what it will found,
@@ -309,7 +309,7 @@ def _network_file(path: Path) -> NetworkFile:
 
 def _add_show(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "the network as it was founded: nodes, meters, quorum, hash"
-    parser = actions.add_parser("show", help=summary, description=f"show: {summary}.")
+    parser = add_action(actions, "show", summary)
     parser.epilog = """\
 Members compare the hash by voice, in groups of four: whose differs is in
 another network. What orders have changed since is not in a genesis.
@@ -339,7 +339,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _add_join(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "make this device's account in the network that lists it"
-    parser = actions.add_parser("join", help=summary, description=f"join: {summary}.")
+    parser = add_action(actions, "join", summary)
     parser.epilog = """\
 Run it on the device, with the folder that `network enrol` put the keys into,
 and without --config where the node meters nothing. It checks that the genesis

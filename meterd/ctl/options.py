@@ -12,7 +12,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterd.errors import UsageError
 
@@ -28,6 +28,20 @@ CONTROL_SYSTEM = Path("/run/meterd/control")  # where the unit has it
 LAST_ON_A_TERMINAL = 20  # what fits a screen with the prompt
 _FOREVER_S = 2**62
 _DATE_DIGITS = 8  # 20070205; more digits alone are Unix seconds
+
+
+def add_action(
+    actions: Any,  # noqa: ANN401 - argparse hides the type
+    name: str,
+    summary: str,
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    """Return the parser of a command under a command, such as `list` of `meterctl order`."""
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=summary, description=f"{name}: {summary}."
+    )
+    parser.epilog = epilog
+    return parser
 
 
 def add_state(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.node import add_node, open_node
-from meterd.ctl.options import add_json, add_state, hex_bytes
+from meterd.ctl.options import add_action, add_json, add_state, hex_bytes
 from meterd.ctl.order_changes import CHANGES, add_kinds
 from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
-from meterd.ctl.order_options import add_action, add_unheard
+from meterd.ctl.order_options import add_unheard
 from meterd.ctl.order_words import advice, change_words, fields, told
 from meterd.ctl.output import put_out
 from meterd.ctl.show import Column, note, print_table, utc

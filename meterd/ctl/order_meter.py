@@ -11,9 +11,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meterd.ctl.options import hex_bytes, positive, whole
+from meterd.ctl.options import add_action, hex_bytes, positive, whole
 from meterd.ctl.order_enrolments import read_metering
-from meterd.ctl.order_options import add_action, add_signing
+from meterd.ctl.order_options import add_signing
 from meterd.errors import AbsentError, ConfigError, UsageError
 from meterd.ledger.block import UJ_MAX, Energy
 from meterd.ledger.encoding import HASH_BYTES, SIGNATURE_BYTES

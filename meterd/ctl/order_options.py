@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from meterd.ctl.node import add_node
 from meterd.ctl.options import add_json
 
 if TYPE_CHECKING:
     import argparse
-
-
-def add_action(actions: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse hides the type
-    """Return the parser of one action of `meterctl order`."""
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{name}: {summary}."
-    )
-    parser.epilog = examples
-    return parser
 
 
 def add_signing(parser: argparse.ArgumentParser) -> None:

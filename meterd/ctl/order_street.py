@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meterd.config_rules import offsets_s
-from meterd.ctl.options import instant, positive
+from meterd.ctl.options import add_action, instant, positive
 from meterd.ctl.order_enrolments import PROOFS, proven_entry, read_enrolment, read_tables
-from meterd.ctl.order_options import add_action, add_signing
+from meterd.ctl.order_options import add_signing
 from meterd.ctl.show import utc
 from meterd.errors import ConfigError, UsageError
 from meterd.ledger.account import DAY_S, Node

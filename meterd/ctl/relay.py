@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.in_session import technician
-from meterd.ctl.options import add_json, add_socket, add_state, socket_of
+from meterd.ctl.options import add_action, add_json, add_socket, add_state, socket_of
 from meterd.device.control_client import ControlClient
 from meterd.errors import StorageError
 
@@ -36,7 +36,7 @@ examples:
 """
     actions = parser.add_subparsers(dest="relay_command", required=True, metavar="ACTION")
     for name, summary in ACTIONS.items():
-        command = actions.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        command = add_action(actions, name, summary)
         command.epilog = f"""\
 The wish is on the card before the pin moves, and stays over restarts. What is
 shown is the pin, read back, and not the contact behind it. Everybody who may

@@ -20,7 +20,7 @@ from meterd.ctl import replace_rules as rules
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.head import head_of
 from meterd.ctl.node import add_node, open_node
-from meterd.ctl.options import add_json, add_socket, add_state, positive, socket_of
+from meterd.ctl.options import add_action, add_json, add_socket, add_state, positive, socket_of
 from meterd.ctl.registers import registers_of
 from meterd.ctl.verify import workers_for
 from meterd.device.archive import Known, verify
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _add_old(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "where the old device's chain ends, and whether it may go"
-    parser = actions.add_parser("old", help=summary, description=f"old: {summary}.")
+    parser = add_action(actions, "old", summary)
     parser.epilog = """\
 Judges the whole account, then says how far it is sealed and certified, what
 waits, and what the new device and the office do next. Nothing is changed.
@@ -203,7 +203,7 @@ def _show(options: argparse.Namespace, end: rules.End) -> int:
 
 def _add_lost(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "at a neighbour or in the office: where a dead device's chain ends"
-    parser = actions.add_parser("lost", help=summary, description=f"lost: {summary}.")
+    parser = add_action(actions, "lost", summary)
     parser.epilog = """\
 By what this node holds of the other's chain. What the dead card has sealed and
 nobody has got is lost, and so is what it had not sealed.
@@ -281,7 +281,7 @@ def end_of_held(node: KnownNode, meter: str, incarnation: int | None) -> rules.E
 
 def _add_new(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "on the new device: its keys, and the file for the office"
-    parser = actions.add_parser("new", help=summary, description=f"new: {summary}.")
+    parser = add_action(actions, "new", summary)
     parser.epilog = """\
 As `meterctl network enrol`, for settings that bear the old meter's name. Keys
 that are there are used again, never replaced; nothing in the file is secret.

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meterd.ctl.options import add_json, positive, whole
+from meterd.ctl.options import add_action, add_json, positive, whole
 from meterd.ctl.show import Column, note, print_table
 from meterd.ctl.technician_root import (
     BEHIND_DAYS_MAX,
@@ -71,10 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _add(actions: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse hides the type
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{name}: {summary}."
-    )
-    parser.epilog = epilog
+    parser = add_action(actions, name, summary, epilog)
     parser.add_argument("--ca", required=True, type=Path, metavar="DIR", help="folder of the CA")
     add_json(parser)
     return parser

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from meterd.ctl.options import add_json, add_socket, add_state, socket_of
+from meterd.ctl.options import add_action, add_json, add_socket, add_state, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import Column, count, print_table
 from meterd.ctl.vault_device import UNBOUND, add_board, board
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _add_init(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "make this device's secret, and take its sealing keys into the vault"
-    parser = actions.add_parser("init", help=summary, description=f"init: {summary}.")
+    parser = add_action(actions, "init", summary)
     parser.epilog = """\
 Once, as root, while the meter is stopped. A secret that is there stays; keys
 that lie in files are moved. Done again it does nothing.
@@ -114,7 +114,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _add_list(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "list what the vault holds; nothing is opened"
-    parser = actions.add_parser("list", help=summary, description=f"list: {summary}.")
+    parser = add_action(actions, "list", summary)
     parser.epilog = """\
 By the running meter; where none runs, by itself, as root.
 

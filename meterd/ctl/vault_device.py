@@ -12,7 +12,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from meterd.ctl.options import add_json
+from meterd.ctl.options import add_action, add_json
 from meterd.ctl.owner import as_owner
 from meterd.device.board_memory import hand_over, read_board
 from meterd.device.card import lock
@@ -35,7 +35,7 @@ UNBOUND = (
 def add_board(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     """Describe `meterctl vault board`."""
     summary = "read what binds the vault to this board, for the meter's unit"
-    parser = actions.add_parser("board", help=summary, description=f"board: {summary}.")
+    parser = add_action(actions, "board", summary)
     parser.epilog = f"""\
 meterd-board.service does this as root at each boot, before the meter starts.
 A Raspberry Pi shows root the private key in its one-time programmable memory

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meterd.ctl.options import add_json, add_socket, add_state, socket_of
+from meterd.ctl.options import add_action, add_json, add_socket, add_state, socket_of
 from meterd.ctl.output import put_out
 from meterd.ctl.passphrase import STDIN, add_passphrase_file, read_passphrase
 from meterd.ctl.show import Column, print_table
@@ -79,7 +79,7 @@ def call(options: argparse.Namespace, method: str, **parameters: object) -> dict
 
 
 def _add_put(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
-    parser = _action(actions, "put", "keep a record, in the place of the one before")
+    parser = add_action(actions, "put", "keep a record, in the place of the one before")
     parser.epilog = f"""\
 {_BELONGS}
 The passphrase opens all that is kept of SUBJECT, and is asked for twice when
@@ -147,7 +147,7 @@ def _data(file: Path) -> bytes:
 
 
 def _add_show(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
-    parser = _action(actions, "show", "show a person's records")
+    parser = add_action(actions, "show", "show a person's records")
     parser.epilog = f"""\
 Without PURPOSE it shows all. With it, and not at a terminal, it writes the
 record as it was put in, byte for byte. The account tells that it was read.
@@ -186,7 +186,7 @@ def _printable(line: str) -> str:
 
 
 def _add_export(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
-    parser = _action(actions, "export", "write all records of a person into one file, in clear")
+    parser = add_action(actions, "export", "write all records of a person into one file, in clear")
     parser.epilog = f"""\
 The file is JSON, mode 0600, and is for that person: hand it over, then delete
 it. One that is there is never written over. The account tells of it.
@@ -261,7 +261,7 @@ def _text(data: bytes) -> dict[str, str]:
 
 
 def _add_rotate(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
-    parser = _action(actions, "rotate", "replace keys: the vault's, a person's, a passphrase")
+    parser = add_action(actions, "rotate", "replace keys: the vault's, a person's, a passphrase")
     parser.epilog = f"""\
   rotate                        another root key; no record is written anew
   rotate SUBJECT                another key of a person, its records sealed anew
@@ -319,7 +319,7 @@ def _rotate(options: argparse.Namespace) -> int:
 
 
 def _add_erase(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
-    parser = _action(actions, "erase", "destroy a person's key and records, for good")
+    parser = add_action(actions, "erase", "destroy a person's key and records, for good")
     parser.epilog = f"""\
 Neither a passphrase nor a copy of yesterday's vault gives them back on a card
 that today's vault is on. What is printed is the receipt: the event stands in
@@ -367,13 +367,6 @@ class _Person(NamedTuple):
 
     how: Passphrase
     purposes: dict[str, int]
-
-
-def _action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:  # noqa: ANN401
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=summary, description=f"{name}: {summary}."
-    )
-    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
