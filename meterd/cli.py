@@ -16,10 +16,18 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from meterd.errors import AbsentError, BusyError, DeniedError, MeterdError, StorageError, UsageError
+from meterd.errors import (
+    AbsentError,
+    BusyError,
+    DeniedError,
+    MeterdError,
+    StorageError,
+    UsageError,
+    leaves,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE: `meterctl blocks | head` is no error to tell of
@@ -99,7 +107,7 @@ def run(prog: str, main: Callable[[], int]) -> int:
         _give_up_stdout()
         return EXIT_PIPE_CLOSED
     except (MeterdError, OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
-        failures = list(_leaves(error))
+        failures = list(leaves(error))
         unexpected = [
             failure
             for failure in failures
@@ -110,15 +118,6 @@ def run(prog: str, main: Callable[[], int]) -> int:
         _give_up_stdout_if_broken()
         return _tell(prog, failures)
     return status
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """Yield what failed, out of the groups that task groups make of it."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def seen(text: str) -> str:

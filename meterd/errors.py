@@ -8,6 +8,13 @@ Traceback (most recent call last):
 meterd.errors.ConfigError: 2 mistakes in meterd.toml
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class MeterdError(Exception):
     """Whatever meterd itself refuses or finds wrong.
@@ -92,3 +99,12 @@ class VaultRefusedError(MeterdError):
 
 class WrongPassphraseError(VaultRefusedError):
     """It is not this person's passphrase: count it, and let the next try wait."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what failed, out of the groups that task groups make of it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error

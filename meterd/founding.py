@@ -177,17 +177,16 @@ def _check_meters(nodes: list[Entry], meters: dict[str, Entry]) -> None:
             node.wrong("", f"the meter {values['name']} has no [[meter]]", hint)
 
 
-def _check_proofs(node: Entry, meter: Entry | None, network: str) -> None:
-    """Check that both keys signed what the node is listed with."""
-    values = node.values
-    rated = meter.values if meter else {}
-    if not network or node.file.network.get("name", network) != network:
-        return  # told once for the file, and no proof in it can be good
-    if len(values) < len(TABLES["node"]) or (meter and not rated.keys() >= _RATED):
-        return  # what is missing or wrong has been told
-    if values["role"] not in _WITH_METER if meter else values["role"] == "meter":
-        return  # likewise
-    enrolment = Enrolment(
+def enrolment_of(network: str, node: Entry, meter: Entry | None) -> Enrolment:
+    """Return what a node is listed with, as its keys have signed it if they did.
+
+    Args:
+        network: The network's name.
+        node: Its entry, with all its values.
+        meter: Its ratings; None where it meters nothing, or has them from elsewhere.
+    """
+    values, rated = node.values, meter.values if meter else {}
+    return Enrolment(
         network,
         values["name"],
         values["role"],
@@ -198,6 +197,19 @@ def _check_proofs(node: Entry, meter: Entry | None, network: str) -> None:
         rated.get("nominal_v", 0),
         rated.get("mains_clamps", 0),
     )
+
+
+def _check_proofs(node: Entry, meter: Entry | None, network: str) -> None:
+    """Check that both keys signed what the node is listed with."""
+    values = node.values
+    rated = meter.values if meter else {}
+    if not network or node.file.network.get("name", network) != network:
+        return  # told once for the file, and no proof in it can be good
+    if len(values) < len(TABLES["node"]) or (meter and not rated.keys() >= _RATED):
+        return  # what is missing or wrong has been told
+    if values["role"] not in _WITH_METER if meter else values["role"] == "meter":
+        return  # likewise
+    enrolment = enrolment_of(network, node, meter)
     for use in ("sealing", "voting"):
         if not proven(enrolment, values[f"{use}_key"], values[f"proof_{use}"]):
             node.wrong(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterd.enrolment import Enrolment, proven
 from meterd.errors import ConfigError
+from meterd.founding import enrolment_of
 from meterd.ledger.encoding import SIGNATURE_BYTES
 from meterd.network_file import TEXT_BYTES_MAX, NetworkFile
 
@@ -79,18 +80,8 @@ def proven_entry(node: Entry, meters: list[Entry], roster: Roster) -> Enrolment:
         ConfigError: Its keys did not sign it.
     """
     values = node.values
-    rated = next((meter.values for meter in meters if meter.values["name"] == values["name"]), {})
-    enrolment = Enrolment(
-        roster.network,
-        values["name"],
-        values["role"],
-        values["sealing_key"],
-        values["voting_key"],
-        values["votes"],
-        rated.get("fuse_a", 0),
-        rated.get("nominal_v", 0),
-        rated.get("mains_clamps", 0),
-    )
+    rated = next((meter for meter in meters if meter.values["name"] == values["name"]), None)
+    enrolment = enrolment_of(roster.network, node, rated)
     for use in ("sealing", "voting"):
         proof = values.get(f"proof_{use}", b"")
         key = values[f"{use}_key"]

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from meterd.device.card import AccountBusyError, Operation
-from meterd.errors import MeterdError
+from meterd.errors import MeterdError, leaves
 from meterd.software import SoftwareChangedError
 
 if TYPE_CHECKING:
@@ -94,18 +94,10 @@ def noted(state: Path) -> Iterator[None]:
     try:
         yield
     except (MeterdError, BaseExceptionGroup) as error:
-        for leaf in _leaves(error):
+        for leaf in leaves(error):
             if isinstance(leaf, MeterdError) and not isinstance(leaf, _KEPT_ELSEWHERE):
                 note_failure(state, leaf, int(time.time()))
         raise
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 class Failures:
