@@ -273,6 +273,15 @@ def test_what_is_put_wrongly_is_said_and_changes_nothing(
     assert shown(bench.house)["sequence"] == 1
 
 
+def test_a_key_takes_no_file_s_place(tmp_path: Path, ctl: Ctl) -> None:
+    path = tmp_path / "owner.key"
+    path.write_text("of last year")
+    said = ctl("calibrate", "key", "-o", path)
+    assert (said.status, said.out) == (78, "")
+    assert "owner.key is there already" in said.err
+    assert path.read_text() == "of last year"
+
+
 def test_parameters_are_shown_with_whoever_may_change_them(bench: Bench, ctl: Ctl) -> None:
     said = ctl("parameters", "--state", bench.house.state)
     assert "record      1" in said.out

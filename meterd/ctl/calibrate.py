@@ -30,6 +30,7 @@ from meterd.ctl.calibrate_rules import (
     text_of,
 )
 from meterd.ctl.options import add_json, add_socket, add_state, hex_bytes, positive
+from meterd.ctl.output import put_out
 from meterd.ctl.parameters import desk_of
 from meterd.ctl.show import note
 from meterd.device.keys import SEED_BYTES, read_seal
@@ -157,11 +158,10 @@ def _calibrate(options: argparse.Namespace) -> int:
         return 0
     if options.prepare:
         text = file_of("request", command, command.encode())
-        if options.prepare != "-":
-            _write(Path(options.prepare), text)
-            _show(options, compared, reply, f"request written: {options.prepare}")
-        else:
-            print(text, end="")
+        out = None if options.prepare == "-" else Path(options.prepare)
+        put_out(text, out)
+        if out:
+            _show(options, compared, reply, f"request written: {out}")
         return 0
     if not options.key:
         reply["request"] = text_of(command.encode())
@@ -355,11 +355,9 @@ def _sign(options: argparse.Namespace) -> int:
         raise UsageError("not confirmed: nothing was signed")
     message = _signed(command, options.key, options.grant)
     text = file_of("command", command, message)
+    put_out(text, options.output)
     if options.output:
-        _write(options.output, text)
         _say(f"command written: {options.output}\n")
-    else:
-        print(text, end="")
     return 0
 
 
@@ -479,7 +477,7 @@ examples:
 
 def _key(options: argparse.Namespace) -> int:
     key = SigningKey(os.urandom(SEED_BYTES))
-    _write(options.output, bytes(key).hex() + "\n", mode=0o600)
+    put_out(bytes(key).hex() + "\n", options.output, mode=0o600)
     public = bytes(key.verify_key).hex()
     print(json.dumps({"key": public}) if options.json else f"public key  {public}")
     return 0
@@ -519,20 +517,5 @@ def _grant(options: argparse.Namespace) -> int:
         now_s + options.days * DAY_S,
     )
     text = text_of(sign_grant(grant, _load(options.key))) + "\n"
-    if options.output:
-        _write(options.output, text)
-    else:
-        print(text, end="")
+    put_out(text, options.output)
     return 0
-
-
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a new file; nothing that is there is overwritten."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except FileExistsError as error:
-        raise UsageError(f"{path} exists", hint="name another, or move it away") from error
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

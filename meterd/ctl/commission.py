@@ -7,7 +7,6 @@ kept in a file, so that a run that ends early is gone on with. The record's hash
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from hashlib import sha256
@@ -25,12 +24,13 @@ from meterd.ctl.commission_progress import (
 from meterd.ctl.in_session import technician
 from meterd.ctl.node import line_of, read_shown
 from meterd.ctl.options import add_json, add_socket, add_state, hex_bytes, positive, socket_of
+from meterd.ctl.output import put_out
 from meterd.ctl.parameters import desk_of
 from meterd.ctl.show import kwh, register_name, register_unit, utc
 from meterd.device.control_client import ControlClient
 from meterd.device.secret import find_device_key
 from meterd.device.vault import VAULT
-from meterd.errors import AbsentError, DeniedError, StorageError, UsageError
+from meterd.errors import AbsentError, UsageError
 from meterd.ledger.encoding import HASH_BYTES
 from meterd.ledger.parameters import COMMISSIONED
 
@@ -284,7 +284,7 @@ def _finish(options: argparse.Namespace, session: _Session, steps: list[rules.St
             hint="all is good; add --yes if it is to be",
         )
     if options.output:
-        _write(options.output, text)
+        put_out(text, options.output)
     hashed = sha256(text.encode()).digest()
     changed = session.commission(hashed)
     session.done()
@@ -344,19 +344,3 @@ def _answer(question: str) -> str:
     if not line:
         raise UsageError("the questions were not answered: the meter is not commissioned")
     return line.strip()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a new file; nothing that is there is overwritten."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError as error:
-        raise UsageError(f"{path} exists", hint="name another, or move it away") from error
-    except PermissionError as error:
-        raise DeniedError(f"not allowed to write {path}", hint="name another place") from error
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
