@@ -45,7 +45,7 @@ WORST_FIRST = (
 """By what is lost meanwhile: the account, samples, the measurement, trust in it, the rest. One that
 is not named here is shown before these: whoever added it had a reason."""
 
-_TODO = {
+_REMEDIES = {
     "software_changed": "install meterd afresh, from a source that you trust",
     "port": "see that cable and power of the board sit, and that it is set to 38400 baud",
     "garbage": "set the board to 38400 baud (its `uart` setting), and look for a console on its"
@@ -90,4 +90,4 @@ def worst(alarms: Iterable[str]) -> str:
 
 def todo(alarm: str) -> str:
     """Return what to do about an alarm, a clause."""
-    return _TODO.get(kind_of(alarm), "see `meterctl events --last 20`")
+    return _REMEDIES.get(kind_of(alarm), "see `meterctl events --last 20`")
