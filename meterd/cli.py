@@ -46,7 +46,13 @@ _STORAGE_HINTS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Options as both programs have them: no abbreviations, and a usage error ends with 64."""
+    """Options as both programs have them: no abbreviations, and a usage error ends with 64.
+
+    Attributes:
+        hint: What to try after a usage error; empty for the command's `--help`.
+    """
+
+    hint = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 (argparse's own)
         """Take what `argparse.ArgumentParser` takes; an epilog keeps its lines."""
@@ -57,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and end the program."""
         program, *_ = self.prog.split()
-        hint = f"run `{self.prog} --help`"
+        hint = self.hint or f"run `{self.prog} --help`"
         self.exit(UsageError.exit_code, f"{program}: error: {message}\n{program}: hint: {hint}\n")
 
     def add_version(self) -> None:
@@ -92,12 +98,13 @@ def version() -> str:
     return f"{release} (software {software_id().hex()[:ID_LETTERS]})"
 
 
-def run(prog: str, main: Callable[[], int]) -> int:
+def run(prog: str, main: Callable[[], int], advise: Callable[[str], str] = str) -> int:
     """Return the exit status of `main`, with every expected error told on stderr.
 
     Args:
         prog: The program's name, before each line.
         main: Returns an exit status; what it has printed is flushed before that counts.
+        advise: Says a hint as whoever reads it can follow it.
     """
     try:
         status = main()
@@ -116,7 +123,7 @@ def run(prog: str, main: Callable[[], int]) -> int:
         if unexpected:
             raise
         _give_up_stdout_if_broken()
-        return _tell(prog, failures)
+        return _tell(prog, failures, advise)
     return status
 
 
@@ -129,7 +136,7 @@ def seen(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
-def _tell(prog: str, failures: list[BaseException]) -> int:
+def _tell(prog: str, failures: list[BaseException], advise: Callable[[str], str]) -> int:
     """Print each failure once; return the exit status of the first."""
     known = [
         failure if isinstance(failure, MeterdError) else _of_system(failure)
@@ -142,7 +149,7 @@ def _tell(prog: str, failures: list[BaseException]) -> int:
     for failure in known:
         lines = f"{prog}: error: {seen(str(failure))}\n"
         if failure.hint:
-            lines += f"{prog}: hint: {seen(failure.hint)}\n"
+            lines += f"{prog}: hint: {seen(advise(failure.hint))}\n"
         if lines not in told:
             told.append(lines)
     if sys.stderr is not None:

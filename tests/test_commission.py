@@ -78,12 +78,12 @@ SIXTEEN = " ".join(["1"] * 16)
         (
             rules.direction({"mains": [-2_000_000] * 3}, MAINS),
             "bad",
-            "counts it as export -> turn mains round on its wire, or set clamp.1.reversed to true",
+            "counts it as export -> turn mains round on its wire, or have clamp.1.reversed set",
         ),
         (
             rules.direction({"mains": [-2_000_000]}, {"mains": ("clamp.1", "true")}),
             "bad",
-            "set clamp.1.reversed to false",
+            "have clamp.1.reversed set to false",
         ),
         (rules.direction({"mains": [99_999]}, MAINS), "bad", "no load is seen by mains"),
         (rules.direction({"mains": []}, MAINS), "bad", "no load is seen by mains"),
@@ -96,7 +96,7 @@ SIXTEEN = " ".join(["1"] * 16)
         (rules.clock(STATUS | {"clock": "R"}), "bad", "not set -> see that a time server"),
         (rules.enrolment(STATUS, TOLD, "5f"), "good", "a network of its own, an owner's key"),
         (rules.enrolment(STATUS, TOLD, ""), "bad", "-> make its owner's key"),
-        (rules.enrolment(STATUS, TOLD, "", operator=False), "bad", "-> its operator commissions"),
+        (rules.enrolment(STATUS, TOLD, "", operator=False), "bad", "-> commission it with --owner"),
         (
             rules.enrolment(STATUS | {"neighbours": STREET}, TOLD | {"distributor": "grid-co"}, ""),
             "good",
@@ -121,10 +121,14 @@ SIXTEEN = " ".join(["1"] * 16)
         (rules.vault(secret=False, used=True), "note", "root alone"),
         (rules.vault(secret=False, used=False), "note", "-> stop the meter, and as root"),
         (rules.case(TOLD, []), "good", "shut"),
-        (rules.case(TOLD, ["case: it was opened"]), "bad", "-> shut it, and acknowledge"),
+        (rules.case(TOLD, ["case: it was opened"]), "bad", "-> shut it, then `meterctl case ack`"),
         (rules.case(TOLD | {"case_switch": False}, []), "note", "no switch is wired"),
         (rules.no_alarms(["clock: not set"]), "good", "none"),
-        (rules.no_alarms(["frozen: one line", "adaptor_out: x"]), "bad", "frozen; 1 more -> one"),
+        (
+            rules.no_alarms(["frozen: one line", "adaptor_out: x"]),
+            "bad",
+            "frozen: one line; 1 more -> take",
+        ),
         (rules.block(STATUS), "good", "block 9 is sealed"),
         (rules.block(STATUS | {"height": 0}), "bad", "none is sealed yet -> it comes at the end"),
         (rules.block(STATUS | {"neighbours": STREET}), "good", "block 7 is certified"),
@@ -334,7 +338,10 @@ def test_a5_the_record_names_the_certificate_whose_session_it_is(
     answers = ("--answers", "load=skip,zero=skip", "--yes", "--json")
     refused = run(ctl, running.house, *answers)
     [step] = (step for step in refused.json["steps"] if step["name"] == "enrolment")
-    assert (refused.status, "operator commissions it" in step["todo"]) == (1, True)
+    assert (refused.status, "office; root does it: commission it with --owner" in step["todo"]) == (
+        1,
+        True,
+    )
     said = run(ctl, running.house, *answers, "--owner", PUBLIC)
     assert said.status == 0, said.err
     assert "by certificate jo, serial 17" in said.json["text"]

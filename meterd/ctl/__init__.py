@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from meterd.cli import Parser, run
+from meterd.ctl.in_session import inside
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -68,20 +70,28 @@ exit status:
 def main(argv: list[str] | None = None) -> int:
     """Run `meterctl` and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run("meterctl", lambda: _main(arguments))
+    if not inside():
+        return run("meterctl", lambda: _main(arguments, Parser))
+    from meterd.ctl import advice
+    from meterd.ctl.technician_commands import HINT
+
+    class SessionParser(Parser):
+        hint = HINT  # a session has no --help of a command
+
+    return run(
+        "meterctl", lambda: _main(arguments, SessionParser), partial(advice.hint, session=True)
+    )
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], kind: type[Parser]) -> int:
     chosen = next((word for word in argv if not word.startswith("-")), "")
-    options = parser_of({chosen}).parse_args(argv)
+    options = parser_of({chosen}, kind).parse_args(argv)
     return int(importlib.import_module(COMMANDS[options.command][0]).run(options))
 
 
-def parser_of(chosen: Collection[str]) -> Parser:
+def parser_of(chosen: Collection[str], kind: type[Parser] = Parser) -> Parser:
     """Return the parser of all commands; it knows the arguments of those that are chosen."""
-    parser = Parser(
-        prog="meterctl", description="Ask a meter, or judge its account.", epilog=EPILOG
-    )
+    parser = kind(prog="meterctl", description="Ask a meter, or judge its account.", epilog=EPILOG)
     parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():

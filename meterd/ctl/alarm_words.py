@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meterd.ctl.advice import Here
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -47,27 +49,27 @@ is not named here is shown before these: whoever added it had a reason."""
 
 _REMEDIES = {
     "software_changed": "install meterd afresh, from a source that you trust",
-    "port": "see that cable and power of the board sit, and that it is set to 38400 baud",
+    "port": Here("see that cable and power of the board sit, and that it is set to 38400 baud"),
     "garbage": "set the board to 38400 baud (its `uart` setting), and look for a console on its"
     " port",
     "layout": "count the fields of a line with `meterctl watch`, and set board.layout",
-    "frozen": "take the board's power away and give it back; replace it if it goes on",
-    "case": "look at the case, then acknowledge it",
-    "magnet": "look what is at the meter",
+    "frozen": Here("take the board's power away and give it back; replace it if it goes on"),
+    "case": Here("look at the case, then `meterctl case ack`"),
+    "magnet": Here("look what is at the meter"),
     "clock": "see `timedatectl timesync-status`: a time server has to be reached",
-    "undervoltage": "take the computer's own power supply and a short cable",
+    "undervoltage": Here("take the computer's own power supply and a short cable"),
     "parameters": "compare the settings with the record in force: `meterctl config check`, events",
     "certificate_expired": "renew it: `meterctl broker-config ca request`; and look at the clock",
     "no_broker": "look at network.brokers, at the network and at the broker",
-    "neighbours": "see `meterctl peers`: who is heard, which broker is connected",
-    "adaptor_out": "plug the voltage adaptor in: until then energy is an estimate",
-    "relay": "look at the relay and its wiring",
+    "neighbours": Here("see `meterctl peers`: who is heard, which broker is connected"),
+    "adaptor_out": Here("plug the voltage adaptor in: until then energy is an estimate"),
+    "relay": Here("look at the relay and its wiring"),
     "storage_full": "`meterctl prune --before DAY`, or a larger card",
     "storage_low": "`meterctl prune --before DAY`, or a larger card",
     "gpio": "see [gpio] in the settings, and that nobody else holds the pin",
-    "case_switch_stuck": "look at the case switch and its cable",
-    "magnet_stuck": "look at the magnet switch and its cable",
-    "button_stuck": "look at the button and its cable",
+    "case_switch_stuck": Here("look at the case switch and its cable"),
+    "magnet_stuck": Here("look at the magnet switch and its cable"),
+    "button_stuck": Here("look at the button and its cable"),
     "cadence": "set board.polling_ms to what the board does",
 }
 
@@ -90,4 +92,4 @@ def worst(alarms: Iterable[str]) -> str:
 
 def todo(alarm: str) -> str:
     """Return what to do about an alarm, a clause."""
-    return _REMEDIES.get(kind_of(alarm), "see `meterctl events --last 20`")
+    return _REMEDIES.get(kind_of(alarm), Here("see `meterctl events --last 20`"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meterd.ctl import commission_rules as rules
+from meterd.ctl.advice import doable
 from meterd.ctl.calibrate_rules import clamp_number
 from meterd.ctl.commission_progress import (
     forget_progress,
@@ -21,7 +22,7 @@ from meterd.ctl.commission_progress import (
     progress_path,
     read_progress,
 )
-from meterd.ctl.in_session import technician
+from meterd.ctl.in_session import inside, technician
 from meterd.ctl.node import line_of, read_shown
 from meterd.ctl.options import add_json, add_socket, add_state, hex_bytes, positive, socket_of
 from meterd.ctl.output import put_out
@@ -36,7 +37,7 @@ from meterd.ledger.parameters import COMMISSIONED
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SECONDS_DEFAULT = 20
 READINGS_MAX = 10_000
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     if not rules.ready(steps):
         return _not_ready(options, steps)
     if options.check:
-        _tell(options, {"commissioned": False, "steps": [step._asdict() for step in steps]})
+        _tell(options, steps)
         _say_hint("all is good; without --check it is commissioned")
         return 0
     return _finish(options, session, steps)
@@ -275,7 +276,7 @@ def _finish(options: argparse.Namespace, session: _Session, steps: list[rules.St
         ],
     )
     if not options.yes and sys.stdin is not None and sys.stdin.isatty():
-        sys.stderr.write("\n".join(rules.lines(steps)) + "\n")
+        sys.stderr.write("\n".join(rules.lines(_shown(steps))) + "\n")
         if _answer("commission it? [y/N]: ").lower() not in ("y", "yes"):
             raise UsageError("not confirmed: the meter is not commissioned")
     elif not options.yes:
@@ -318,19 +319,27 @@ def _named(who: Mapping[str, object]) -> str:
 
 
 def _not_ready(options: argparse.Namespace, steps: list[rules.Step]) -> int:
-    _tell(options, {"commissioned": False, "steps": [step._asdict() for step in steps]})
+    _tell(options, steps)
     bad = ", ".join(step.name for step in steps if step.verdict == rules.BAD)
     sys.stderr.write(f"meterctl: error: not commissioned: {bad}\n")
     sys.stderr.write("meterctl: hint: do what `->` says, then run this again\n")
     return 1
 
 
-def _tell(options: argparse.Namespace, reply: Mapping[str, Any]) -> None:
+def _tell(options: argparse.Namespace, steps: Sequence[rules.Step]) -> None:
+    shown = _shown(steps)
     if options.json:
-        print(json.dumps(reply))
+        told = {"commissioned": False, "steps": [step._asdict() for step in shown]}
+        print(json.dumps(told))
         return
-    print("\n".join(rules.lines([rules.Step(**step) for step in reply["steps"]])))
+    print("\n".join(rules.lines(shown)))
     sys.stdout.flush()
+
+
+def _shown(steps: Sequence[rules.Step]) -> list[rules.Step]:
+    """Return steps with what whoever reads this can do about them."""
+    session = inside()
+    return [step._replace(todo=doable(step.todo, session=session)) for step in steps]
 
 
 def _say_hint(text: str) -> None:

@@ -12,6 +12,9 @@ from math import ceil
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meterd.ctl.advice import Here
+from meterd.ctl.alarm_words import todo as todo_of
+from meterd.ctl.show import count as counted
 from meterd.metering.layout import LAYOUTS
 
 if TYPE_CHECKING:
@@ -75,7 +78,9 @@ def board(status: Mapping[str, Any], told: Mapping[str, Any], readings: int) -> 
     if told["last_dropped"]:
         todo = "see the layout; or set the board to 38400 baud, and look at its cable"
         return Step("board", BAD, "lines come, and none is a reading", todo)
-    todo = "see that the board has power, that its cable sits, and that it is set to 38400 baud"
+    todo = Here(
+        "see that the board has power, that its cable sits, and that it is set to 38400 baud"
+    )
     return Step("board", BAD, f"{port} is open and silent", todo)
 
 
@@ -86,11 +91,11 @@ def layout(settings: Mapping[str, str], told: Mapping[str, Any], readings: int) 
         return Step("layout", GOOD, f"lines are of {named}")
     fields = len(told["last_dropped"].replace(",", " ").split())
     if not fields:
-        return Step("layout", BAD, "no line has come", "let the board speak first")
+        return Step("layout", BAD, "no line has come", Here("let the board speak first"))
     expected = sorted({len(one.split()) for one in settings["board.fields"].split("|")})
     said = f"the last line has {fields} fields, {named} has {' or '.join(map(str, expected))}"
     if fields in expected:
-        return Step("layout", BAD, said, "look at the line: `meterctl parameters --json`")
+        return Step("layout", BAD, said, Here("look at the line: `meterctl parameters --json`"))
     fitting = [name for name, known in LAYOUTS.items() if any(len(one) == fields for one in known)]
     todo = (
         f"set board.layout to {' or '.join(fitting)}"
@@ -116,11 +121,13 @@ def direction(
     for name, mean in means.items():
         key, reversed_ = clamps[name]
         if abs(mean) < LOAD_W_MIN * 1000:
-            todo = f"see that {name} is shut and round one wire alone, and that the load is on it"
+            todo = Here(
+                f"see that {name} is shut and round one wire alone, and that the load is on it"
+            )
             return Step("direction", BAD, f"{said}: no load is seen by {name}", todo)
         if mean < 0:
             other = "false" if reversed_ == "true" else "true"
-            todo = f"turn {name} round on its wire, or set {key}.reversed to {other}"
+            todo = Here(f"turn {name} round on its wire, or have {key}.reversed set to {other}")
             return Step("direction", BAD, f"{said}: {name} counts it as export", todo)
     return Step("direction", GOOD, said)
 
@@ -138,7 +145,9 @@ def zero(seen: Mapping[str, Sequence[int]] | None, clamps: Mapping[str, tuple[st
     said = ", ".join(f"{name} {mw / 1000:.1f} W" for name, mw in most.items())
     for name, mw in most.items():
         if mw > NOISE_W_MAX * 1000:
-            return Step("zero", BAD, f"{said}: a load is on {name}", "switch it off, and try again")
+            return Step(
+                "zero", BAD, f"{said}: a load is on {name}", Here("switch it off, and try again")
+            )
     for name, mw in most.items():
         if mw:
             watts = ceil(mw / 1000 * NOISE_MARGIN)
@@ -173,7 +182,7 @@ def enrolment(
         operator: Whether whoever asks may name one.
     """
     voters = status["neighbours"]["voters"]
-    who = f"{voters} voters" if voters else "a network of its own"
+    who = counted(voters, "voter") if voters else "a network of its own"
     said = f"{told['meter']} in {told['network']}, {who}"
     if told["distributor"]:
         return Step("enrolment", GOOD, f"{said}, orders by {told['distributor']}")
@@ -181,7 +190,7 @@ def enrolment(
         return Step("enrolment", GOOD, f"{said}, an owner's key")
     todo = "make its owner's key with `meterctl calibrate key`, and give the public one by --owner"
     if not operator:
-        todo = "its operator commissions it, as root, with --owner: that is not a technician's"
+        todo = "commission it with --owner, which is not a technician's to name"
     return Step("enrolment", BAD, f"{said}: nobody could change a parameter", todo)
 
 
@@ -204,12 +213,14 @@ def peers(status: Mapping[str, Any], heard: Mapping[str, bool] | None) -> Step:
     said = f"{count} of {len(heard)} are heard"
     if neighbours["waits"]:
         waits = f"{said}; sealing waits: {neighbours['waits']}"
-        return Step("peers", BAD, waits, "see `meterctl peers`")
+        return Step("peers", BAD, waits, Here("see `meterctl peers`"))
     if not count:
-        return Step("peers", BAD, said, "see the brokers, and who is heard: `meterctl peers`")
+        return Step("peers", BAD, said, Here("see the brokers, and who is heard: `meterctl peers`"))
     missing = ", ".join(sorted(name for name, is_heard in heard.items() if not is_heard))
     return (
-        Step("peers", NOTE, said, f"not heard: {missing}") if missing else Step("peers", GOOD, said)
+        Step("peers", NOTE, said, Here(f"not heard: {missing}"))
+        if missing
+        else Step("peers", GOOD, said)
     )
 
 
@@ -229,7 +240,7 @@ def case(told: Mapping[str, Any], alarms: Sequence[str]) -> Step:
         todo = "wire one, and name its pin as case_switch in [gpio]"
         return Step("case", NOTE, "no switch is wired", todo)
     if any(alarm.startswith("case") for alarm in alarms):
-        return Step("case", BAD, "it was opened", "shut it, and acknowledge the alarm")
+        return Step("case", BAD, "it was opened", Here("shut it, then `meterctl case ack`"))
     return Step("case", GOOD, "shut")
 
 
@@ -237,20 +248,19 @@ def no_alarms(alarms: Sequence[str]) -> Step:
     """Judge by the alarms that no other step tells of."""
     others = [alarm for alarm in alarms if alarm.partition(":")[0] not in _OF_STEPS]
     if others:
-        kind, _, text = others[0].partition(": ")
         more = f"; {len(others) - 1} more" if others[1:] else ""
-        return Step("alarms", BAD, f"{kind}{more}", text)
+        return Step("alarms", BAD, f"{others[0]}{more}", todo_of(others[0]))
     return Step("alarms", GOOD, "none")
 
 
 def block(status: Mapping[str, Any]) -> Step:
     """Judge whether the first block is sealed, and certified where anybody certifies."""
     neighbours, height = status["neighbours"], status["height"]
-    todo = "it comes at the end of the interval; then run this again, the rest is kept"
+    todo = Here("it comes at the end of the interval; then run this again, the rest is kept")
     if not height:
         return Step("block", BAD, "none is sealed yet", todo)
     if neighbours["voters"] and not neighbours["certified_height"]:
-        return Step("block", BAD, f"{height} sealed, none certified", "see `meterctl peers`")
+        return Step("block", BAD, f"{height} sealed, none certified", Here("see `meterctl peers`"))
     word = "certified" if neighbours["voters"] else "sealed"
     return Step("block", GOOD, f"block {neighbours['certified_height'] or height} is {word}")
 

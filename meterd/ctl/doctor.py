@@ -7,7 +7,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from meterd.ctl.advice import doable
 from meterd.ctl.doctor_checks import FAIL, OK, UNKNOWN, VERDICTS, WARN, counts, examine, is_well
+from meterd.ctl.in_session import inside
 from meterd.ctl.node import LINE_SYSTEM, add_node, line_of
 from meterd.ctl.options import add_json, add_socket, instant, socket_of
 from meterd.ctl.show import COLUMNS, count, zone_of
@@ -70,7 +72,10 @@ def run(options: argparse.Namespace) -> int:
         from meterd.ctl.requirements import show
 
         return show(as_json=options.json)
-    findings = examine_device(options)
+    session = inside()
+    findings = [
+        each._replace(todo=doable(each.todo, session=session)) for each in examine_device(options)
+    ]
     if options.json:
         print(json.dumps(as_json(findings)))
     else:

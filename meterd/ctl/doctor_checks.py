@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meterd.ctl.advice import WITH_ROOT, Here
 from meterd.ctl.alarm_words import kind_of, ordered, todo
 from meterd.ctl.doctor_facts import Unseen, Verdict
 
@@ -59,7 +60,7 @@ GPIO_ONE_WIRE = 4
 # Bits of the firmware's answer to get_throttled (Raspberry Pi documentation, vcgencmd).
 _NOW = {0: "the voltage is too low", 1: "the clock rate is capped", 2: "it is throttled"}
 _SINCE = {16: "the voltage was too low", 17: "the clock rate was capped", 18: "it was throttled"}
-_SUPPLY = "take the computer's own power supply and a short cable"
+_SUPPLY = Here("take the computer's own power supply and a short cable")
 
 _GARBAGE_MIN = 300  # bytes, as the daemon's own rule: some six lines
 _TEXT_TENTHS = 8  # of the bytes are printable in a line that came at the right speed
@@ -102,7 +103,7 @@ def examine(facts: Facts) -> list[Finding]:
     for check, fact, rule in _RULES:
         value = getattr(facts, fact)
         if isinstance(value, Unseen):
-            how = "run it with sudo" if value.reason == "needs root" else ""
+            how = WITH_ROOT if value.reason == "needs root" else ""
             found.append(Finding(check, UNKNOWN, value.reason, how))
         elif value is not None:
             found += rule(value, facts)
@@ -151,7 +152,7 @@ def _daemon(told: Status | Verdict, _: Facts) -> Iterator[Finding]:
             "neighbours",
             WARN,
             f"the last {lag} blocks are not certified",
-            "see `meterctl peers`: who is heard, which broker is connected",
+            Here("see `meterctl peers`: who is heard, which broker is connected"),
         )
     else:
         yield Finding("neighbours", OK, f"certify up to block {neighbours['certified_height']}")
@@ -262,7 +263,7 @@ def _heard(heard: Heard, _: Facts) -> Iterator[Finding]:
             "board",
             FAIL,
             f"not a byte {after}",
-            "see that cable and power of the board sit, and that it is not on another port",
+            Here("see that cable and power of the board sit, and that it is not on another port"),
         )
     elif not _is_text(data):
         yield Finding(
@@ -395,9 +396,10 @@ def _low_voltage(low: bool, _: Facts) -> Iterator[Finding]:  # noqa: FBT001 - a 
 def _celsius(celsius: int, _: Facts) -> Iterator[Finding]:
     told = f"{celsius} °C"
     if celsius >= CELSIUS_MAX:
-        yield Finding("temperature", FAIL, told, "give it air: it slows itself down")
+        yield Finding("temperature", FAIL, told, Here("give it air: it slows itself down"))
     elif celsius >= CELSIUS_WARN:
-        yield Finding("temperature", WARN, told, f"give it air: from {CELSIUS_MAX} °C on it slows")
+        hint = Here(f"give it air: from {CELSIUS_MAX} °C on it slows")
+        yield Finding("temperature", WARN, told, hint)
     else:
         yield Finding("temperature", OK, told)
 
@@ -528,7 +530,7 @@ def _card(card: Card, _: Facts) -> Iterator[Finding]:
             "see that the daily timer runs: `systemctl list-timers 'meterd-*'`",
         )
     if isinstance(card.sync_ms, Unseen):
-        yield Finding("sync", UNKNOWN, card.sync_ms.reason, "run it with sudo")
+        yield Finding("sync", UNKNOWN, card.sync_ms.reason, WITH_ROOT)
     elif card.sync_ms < 0:
         yield Finding("sync", FAIL, "a small write could not be made durable", failing)
     elif card.sync_ms > SYNC_MS_MAX:
@@ -587,7 +589,7 @@ def _secrets(secrets: tuple[Secret, ...], _: Facts) -> Iterator[Finding]:
 @_rule("vault", "vault")
 def _vault(vault: Vault, _: Facts) -> Iterator[Finding]:
     if isinstance(vault.opens, Unseen):
-        yield Finding("vault", UNKNOWN, vault.opens.reason, "run it with sudo")
+        yield Finding("vault", UNKNOWN, vault.opens.reason, WITH_ROOT)
     else:
         yield _as("vault", vault.opens)
     if vault.board_bytes:

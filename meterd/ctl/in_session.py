@@ -41,3 +41,12 @@ def technician(environ: Mapping[str, str] = os.environ) -> dict[str, str | int]:
             hint=f"unset {VARIABLE}: a technician's session sets it",
         )
     return {"certificate": certificate, "serial": int(serial)}
+
+
+def inside(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this is a technician's session: no root there, and a closed list of commands.
+
+    >>> inside({VARIABLE: spell("jo", 17)}), inside({})
+    (True, False)
+    """
+    return bool(environ.get(VARIABLE))

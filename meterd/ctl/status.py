@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from meterd.authority.roster import WITNESSED_MAX
 from meterd.cli import seen
 from meterd.ctl.account import StoredAccount, certified_height_of
+from meterd.ctl.advice import Here, doable
 from meterd.ctl.alarm_words import kind_of, ordered, todo
+from meterd.ctl.in_session import inside
 from meterd.ctl.options import add_json, add_socket, add_state, socket_of
 from meterd.ctl.registers import readings_line, registers_of
 from meterd.ctl.show import (
@@ -44,7 +46,7 @@ ID_LETTERS = 12  # of the software id: tells builds apart
 ROWS = 23  # of a terminal of 24, with the prompt
 _INDENT = 11  # of what stands beside a line's first word
 _CIRCUIT = "circuit "
-_LOOK = "`meterctl doctor` looks why"
+_LOOK = Here("`meterctl doctor` looks why")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(reply))
     else:
-        print("\n".join(lines(reply, _zone(options))))
+        print("\n".join(lines(reply, _zone(options), session=inside())))
     return 0
 
 
@@ -156,10 +158,17 @@ def answer(reply: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def lines(reply: dict[str, Any], zone: tzinfo) -> list[str]:
-    """Return a status for people, in 80 columns and no more lines than a screen has."""
-    wrong, do = answer(reply)
-    head = _folded("not well:", wrong, 10) + _folded("", f"do: {do}", 10) if wrong else ["well"]
+def lines(reply: dict[str, Any], zone: tzinfo, *, session: bool = False) -> list[str]:
+    """Return a status for people, in 80 columns and no more lines than a screen has.
+
+    Args:
+        reply: The daemon's word, or the account's.
+        zone: In which times are told.
+        session: Whether a technician's session shows it.
+    """
+    wrong, todo = answer(reply)
+    do = f"do: {doable(todo, session=session)}"
+    head = _folded("not well:", wrong, 10) + _folded("", do, 10) if wrong else ["well"]
     about = _about(reply, zone)
     alarms = [
         line for alarm in ordered(reply["alarms"]) for line in _folded("alarm", alarm, _INDENT)
