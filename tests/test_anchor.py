@@ -355,6 +355,33 @@ def test_an_authority_that_is_away_is_absent(
     assert "does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [(), ("--check",)])
+def test_an_openssl_that_hangs_is_stopped_and_said(
+    option: tuple[str, ...],
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bench.ctl("--json") == 0
+    kept = [path.name for path in bench.anchors.iterdir()]
+    if not option:
+        (bench.anchors / kept[0]).unlink()
+        kept = []
+    hangs = tmp_path / "openssl"
+    hangs.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr("meterd.device.anchor.OPENSSL", str(hangs))
+    monkeypatch.setattr("meterd.device.anchor.OPENSSL_S_MAX", 0.1)
+    capsys.readouterr()
+    assert bench.ctl(*option) == 69
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"meterctl: error: {hangs} has not ended after 0 s")
+    assert "Traceback" not in said.err
+    assert [path.name for path in bench.anchors.iterdir()] == kept
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

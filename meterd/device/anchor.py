@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 OPENSSL = "/usr/bin/openssl"
 TOKEN_BYTES_MAX = 65_536  # with the authority's chain it is 2 to 8 kB
 ANSWER_S_MAX = 30.0  # an authority answers within a second; the timer comes again tomorrow
+OPENSSL_S_MAX = 30.0  # it takes some 20 ms; past this the machine or its entropy hangs
 ANCHORS_MAX = 36_500  # a hundred years of days
 _NAME = re.compile(r"([0-9]{4})-([0-9]{10})\.tsr")
 
@@ -116,7 +117,7 @@ class Authority:
         """Have the hash of `payload` timestamped; return the answer, verified, and what it says.
 
         Raises:
-            AbsentError: The authority does not answer.
+            AbsentError: The authority does not answer, or openssl does not end.
             TimestampRefusedError: It refuses, or what it says does not verify.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -130,6 +131,7 @@ class Authority:
         """Return what an authority's answer says, verified.
 
         Raises:
+            AbsentError: openssl does not end.
             TimestampRefusedError: It is no answer, a refusal, of another authority, or damaged.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -150,16 +152,23 @@ def _openssl(*arguments: str | Path) -> str:
     """Run `openssl ts` and return what it shows.
 
     Raises:
+        AbsentError: It does not end.
         TimestampRefusedError: It ends with another status than 0.
     """
-    done = subprocess.run(
-        [OPENSSL, "ts", *map(str, arguments)],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=ANSWER_S_MAX,
-        env={"LC_ALL": "C", "OPENSSL_CONF": os.devnull},
-    )
+    try:
+        done = subprocess.run(
+            [OPENSSL, "ts", *map(str, arguments)],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=OPENSSL_S_MAX,
+            env={"LC_ALL": "C", "OPENSSL_CONF": os.devnull},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AbsentError(
+            f"{OPENSSL} has not ended after {OPENSSL_S_MAX:.0f} s, and was stopped",
+            hint="nothing was kept: see what holds the machine up (`top`), then try again",
+        ) from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         reasons = [line.split(":")[5] for line in said if line.count(":") > 5]  # noqa: PLR2004
@@ -209,6 +218,7 @@ class Token:
         """Return what it says, verified.
 
         Raises:
+            AbsentError: openssl does not end.
             TimestampRefusedError: It does not verify.
             StorageError: It cannot be read.
         """
