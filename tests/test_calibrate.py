@@ -289,8 +289,17 @@ def test_parameters_are_shown_with_whoever_may_change_them(bench: Bench, ctl: Ct
     bench.commission()
     said = ctl("parameters", "--state", bench.house.state)
     assert "by commissioning" in said.out
-    assert "changed by  the owner, key" in said.out
-    assert ctl("parameters", "--state", bench.house.state, "--json").json == shown(bench.house)
+    path = bench.house.folder / "owner.key"
+    key = ctl("calibrate", "key", "--show", path)
+    assert "changed by  the owner\n" in said.out
+    told = ctl("parameters", "--state", bench.house.state, "--json").json
+    assert told.items() >= shown(bench.house).items()
+    made = ctl("calibrate", "key", "--show", path, "--json").json
+    assert (told["owner"], told["owner_id"]) == (made["key"], made["id"])
+    assert f"key         {made['key']}\nkey id      {made['id']}\n" in said.out
+    for value in (made["key"], made["id"]):
+        assert value in key.out
+    assert [each for each in said.out.splitlines() if len(each) > 80] == []
 
 
 @pytest.mark.parametrize("action", [(), ("sign",), ("apply",), ("key",), ("grant",)])

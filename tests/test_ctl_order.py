@@ -507,6 +507,9 @@ def test_the_secret_key_is_no_new_key(ctl: Ctl, grid: Path) -> None:
     secret = bytes(streets.key(f"{KITCHEN} seals")).hex()
     said = ctl("order", "consent", "--state", grid.parent / KITCHEN, "--new-key", secret)
     assert said.status == 64
+    rotate = ("rotate", "--meter", KITCHEN, "--new-key", "5f" * 32, "--consent", "00" * 64)
+    said = ctl("order", *rotate, "--state", grid, "--yes")
+    assert (said.status, "--new-key: this is a private key" in said.err) == (64, True)
 
 
 def test_a_forked_chain_is_begun_anew(ctl: Ctl, grid: Path, tmp_path: Path) -> None:

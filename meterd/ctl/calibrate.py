@@ -32,8 +32,10 @@ from meterd.ctl.calibrate_rules import (
 from meterd.ctl.options import add_json, add_socket, add_state, hex_bytes, positive
 from meterd.ctl.output import put_out
 from meterd.ctl.parameters import desk_of
+from meterd.ctl.public_key import SUFFIX, draw_private, public_key
 from meterd.ctl.show import note
-from meterd.device.keys import SEED_BYTES, read_seal
+from meterd.device.keys import read_seal
+from meterd.enrolment import key_words
 from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
 from meterd.ledger.account import NAME
 from meterd.ledger.encoding import HASH_BYTES, take_apart
@@ -466,21 +468,43 @@ def _add_key(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
     summary = "make a key: a meter owner's, or a technician's"
     parser = actions.add_parser("key", help=summary, description=f"key: {summary}.")
     parser.epilog = """\
-Keep it elsewhere than on the meter. The public key that is shown is not secret.
+Keep it elsewhere than on the meter. The public key that is shown, and written
+beside it as FILE.pub, is not secret; `meterctl parameters` shows its id too.
 
 examples:
   meterctl calibrate key -o owner.key
+  meterctl calibrate key --show owner.key
 """
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("-o", "--output", type=Path, metavar="FILE", help="make one")
+    which.add_argument("--show", type=Path, metavar="FILE", help="the public one of a private key")
     add_json(parser)
 
 
 def _key(options: argparse.Namespace) -> int:
-    key = SigningKey(os.urandom(SEED_BYTES))
-    put_out(bytes(key).hex() + "\n", options.output, mode=0o600)
-    public = bytes(key.verify_key).hex()
-    print(json.dumps({"key": public}) if options.json else f"public key  {public}")
+    if options.show:
+        key, written = _load(options.show), ""
+    else:
+        key, written = _made(options.output)
+    public = bytes(key.verify_key)
+    if options.json:
+        print(json.dumps({"key": public.hex(), "id": key_words(public)}))
+        return 0
+    print(f"public key  {public.hex()}")
+    print(f"key id      {key_words(public)}")
+    if written:
+        print(f"written     {written}")
     return 0
+
+
+def _made(path: Path) -> tuple[SigningKey, str]:
+    """Make a key, in a file and one beside it; return it, and what to do with the files."""
+    key, beside = SigningKey(draw_private()), path.with_name(path.name + SUFFIX)
+    if os.path.lexists(beside):
+        raise UsageError(f"{beside} exists", hint="name another, or move it away")
+    put_out(bytes(key).hex() + "\n", path, mode=0o600)
+    put_out(bytes(key.verify_key).hex() + "\n", beside)
+    return key, f"{path}, to keep; {beside}, to give"
 
 
 def _add_grant(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
@@ -497,7 +521,7 @@ examples:
 """
     parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="who grants")
     parser.add_argument("--genesis", required=True, metavar="HEX", help="hash of the genesis")
-    parser.add_argument("--technician", required=True, metavar="HEX", help="public key")
+    parser.add_argument("--technician", required=True, metavar="HEX|FILE", help="public key")
     parser.add_argument("--id", required=True, metavar="NAME", help="whose it is")
     parser.add_argument("--days", type=positive, default=365, metavar="N", help="(default: 365)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: stdout)")
@@ -511,7 +535,7 @@ def _grant(options: argparse.Namespace) -> int:
     now_s = int(time.time())
     grant = Grant(
         hex_bytes(options.genesis, HASH_BYTES, "--genesis"),
-        hex_bytes(options.technician, HASH_BYTES, "--technician"),
+        public_key(options.technician, "--technician"),
         options.id,
         now_s - DAY_S,  # a meter's clock may be behind
         now_s + options.days * DAY_S,

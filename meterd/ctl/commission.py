@@ -24,15 +24,15 @@ from meterd.ctl.commission_progress import (
 )
 from meterd.ctl.in_session import inside, technician
 from meterd.ctl.node import line_of, read_shown
-from meterd.ctl.options import add_json, add_socket, add_state, hex_bytes, positive, socket_of
+from meterd.ctl.options import add_json, add_socket, add_state, positive, socket_of
 from meterd.ctl.output import put_out
 from meterd.ctl.parameters import desk_of
+from meterd.ctl.public_key import public_key
 from meterd.ctl.show import kwh, register_name, register_unit, utc
 from meterd.device.control_client import ControlClient
 from meterd.device.secret import find_device_key
 from meterd.device.vault import VAULT
 from meterd.errors import AbsentError, UsageError
-from meterd.ledger.encoding import HASH_BYTES
 from meterd.ledger.parameters import COMMISSIONED
 
 if TYPE_CHECKING:
@@ -64,12 +64,17 @@ exit status: 0 commissioned, 1 something is bad, 69 no meter answers
 examples:
   meterctl commission --check --answers load=skip,zero=skip --json
   sudo meterctl commission -o record.txt
-  sudo meterctl commission --owner 5f0c… --answers load=on,zero=off --yes
+  sudo meterctl commission --owner owner.key.pub --answers load=on,zero=off \\
+      --yes
 """
     add_state(parser)
     add_socket(parser)
     parser.add_argument("--line", type=Path, metavar="DIR", help="folder of peer.json")
-    parser.add_argument("--owner", metavar="HEX", help="public key of who may change parameters")
+    parser.add_argument(
+        "--owner",
+        metavar="HEX|FILE",
+        help="public key of who may change parameters, or its file (.pub)",
+    )
     parser.add_argument("--by", default="", metavar="TEXT", help="who does it, for the record")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record")
     parser.add_argument(
@@ -96,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     if len(options.by) > BY_LETTERS_MAX or not options.by.isprintable():
         raise UsageError(f"--by: expected at most {BY_LETTERS_MAX} letters in one line")
     answers = _answers(options.answers)
-    owner = hex_bytes(options.owner, HASH_BYTES, "--owner").hex() if options.owner else ""
+    owner = public_key(options.owner, "--owner").hex() if options.owner else ""
     session = _Session(options, answers, owner)
     steps = session.steps()
     if not rules.ready(steps):

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.node import add_node, open_node
-from meterd.ctl.options import add_action, add_json, add_state, hex_bytes
+from meterd.ctl.options import add_action, add_json, add_state
 from meterd.ctl.order_changes import CHANGES, add_kinds
 from meterd.ctl.order_desk import ORDER_BYTES_MAX, Desk
 from meterd.ctl.order_options import add_unheard
 from meterd.ctl.order_words import advice, change_words, fields, told
 from meterd.ctl.output import put_out
+from meterd.ctl.public_key import public_key
 from meterd.ctl.show import Column, note, print_table, utc
 from meterd.device.keys import load_seal, read_seal
 from meterd.device.secret import find_device_key
 from meterd.errors import AbsentError, ConfigError, EncodingError, UsageError
-from meterd.ledger.encoding import HASH_BYTES, take_apart
+from meterd.ledger.encoding import take_apart
 from meterd.ledger.order import Change, Interval, RosterChange, decode_order, sign_rotation
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ examples:
 
 def _consent(options: argparse.Namespace) -> int:
     account = StoredAccount(options.state)
-    new_key = hex_bytes(options.new_key, HASH_BYTES, "--new-key")
+    new_key = public_key(options.new_key, "--new-key")
     key = load_seal(options.state, find_device_key())
     if new_key in (bytes(key.verify_key), bytes(key)):
         raise UsageError("--new-key: that is the key of this meter, or worse, its secret half")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from meterd.ctl.options import add_action, hex_bytes, positive, whole
 from meterd.ctl.order_enrolments import read_metering
 from meterd.ctl.order_options import add_signing
+from meterd.ctl.public_key import public_key
 from meterd.errors import AbsentError, ConfigError, UsageError
 from meterd.ledger.block import UJ_MAX, Energy
-from meterd.ledger.encoding import HASH_BYTES, SIGNATURE_BYTES
+from meterd.ledger.encoding import SIGNATURE_BYTES
 from meterd.ledger.order import (
     REASON_CHARS_MAX,
     Change,
@@ -153,7 +154,7 @@ examples:
 def rotate_change(desk: Desk, options: argparse.Namespace) -> tuple[Change, int | None]:
     """Return the change after which a meter seals with another key."""
     chain = _chain(desk, options.meter, options.incarnation)
-    key = hex_bytes(options.new_key, HASH_BYTES, "--new-key")
+    key = public_key(options.new_key, "--new-key")
     consent = hex_bytes(options.consent, SIGNATURE_BYTES, "--consent")
     return Rotate(chain.name, chain.incarnation, key, consent), None
 

@@ -42,12 +42,15 @@ def run(options: argparse.Namespace) -> int:
     """Show the parameters; returns the exit code."""
     told = desk_of(options).call("Show")
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(told | {"owner_id": key_words(bytes.fromhex(told["owner"]))}))
         return 0
     record = told["record"][:HASH_LETTERS]
     print(f"meter       {told['meter']}")
     print(f"record      {told['sequence']}, {record}, by {who(told['signed'])}")
     print(f"changed by  {changers(told)}")
+    if told["owner"]:
+        print(f"key         {told['owner']}")
+        print(f"key id      {key_words(bytes.fromhex(told['owner']))}")
     if lacks := missing(tuple(told["signed"].items())):
         print(fill(lacks, COLUMNS, initial_indent=LACKS, subsequent_indent=" " * len(LACKS)))
     print()
@@ -76,9 +79,12 @@ def who(signed: Mapping[str, str]) -> str:
 
 
 def changers(told: Mapping[str, Any]) -> str:
-    """Return whose word changes the parameters, from what the daemon shows."""
-    named = told["distributor"] or "the owner"
-    key = f"{named}, key {key_words(bytes.fromhex(told['owner']))}" if told["owner"] else ""
+    """Return whose word changes the parameters, from what the daemon shows.
+
+    >>> changers({"owner": "", "distributor": "", "signed": {}})
+    "the settings' file, until it is commissioned"
+    """
+    named = (told["distributor"] or "the owner") if told["owner"] else ""
     if told["signed"].keys() - {MISSING}:
-        return key
-    return f"the settings' file{f', or {key}' if key else ''}, until it is commissioned"
+        return named
+    return f"the settings' file{f', or {named}' if named else ''}, until it is commissioned"
