@@ -13,6 +13,7 @@ from meterd.device.lockdown_device import Gone, Item, Link
 from meterd.errors import ConfigError
 from meterd.init import is_free
 from meterd.peer import run
+from tests.street import make_street
 from tests.test_ctl import Ctl
 
 if TYPE_CHECKING:
@@ -100,3 +101,38 @@ def test_whoever_prunes_without_a_day_is_told_how_to_name_one(ctl: Ctl) -> None:
     assert said.status == 64
     assert "say which samples go" in said.err
     assert "`meterctl prune --before 2026-01-01 --dry-run`" in said.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("network", "enrol", "--network", "elm-street"),
+        ("network", "join", "--genesis", "genesis.cbor", "--yes"),
+        ("replace", "new", "--meter", "shed", "--network", "elm-street"),
+    ],
+)
+def test_whoever_enrols_without_settings_is_told_what_makes_them_and_no_account(
+    command: tuple[str, ...], ctl: Ctl, tmp_path: Path, made_genesis: Path
+) -> None:
+    state, config = tmp_path / "state", tmp_path / "meterd.toml"
+    words = [str(made_genesis) if word == "genesis.cbor" else word for word in command]
+    where = ("--state", state, "--config", config)
+    said = ctl(*words, *where)
+    assert (said.status, said.out) == (78, "")
+    assert f"there are no settings {config}: the meter's name, fuse and clamps" in said.err
+    [hint] = (line for line in said.err.splitlines() if "hint: " in line)
+    _, hinted, _ = hint.split("`")
+    assert hinted == f"meterctl init --settings-alone --config {config}"
+    assert ctl(*hinted.split()[1:], *NEW).status == 0
+    assert not state.exists()
+    enrol = ("network", "enrol", "--network", "elm-street")
+    assert ctl(*enrol, *where).status == 0
+    again = ctl(*hinted.split()[1:], *NEW)
+    assert (again.status, "settings are not written over" in again.err) == (78, True)
+
+
+@pytest.fixture(scope="module")
+def made_genesis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("street")
+    make_street(folder)
+    return next(folder.rglob("genesis.cbor"))

@@ -93,6 +93,7 @@ examples:
   meterctl init --state /var/lib/meterd --config /etc/meterd/meterd.toml
   meterctl init --state ./account --config meterd.toml --yes --name kitchen-12 \\
       --port /dev/ttyAMA0 --layout rpict3v1 --fuse-a 60 --zone Europe/Paris
+  meterctl init --settings-alone --config /etc/meterd/meterd.toml
 """
     add_state(parser)
     parser.add_argument(
@@ -111,6 +112,11 @@ examples:
     parser.add_argument(
         "--network", default="", metavar="NAME", help="the network's name, for demo networks"
     )
+    parser.add_argument(
+        "--settings-alone",
+        action="store_true",
+        help="make no account: for a device that is to enrol in a network of several",
+    )
     add_json(parser, "print key, meter and genesis hash as JSON")
 
 
@@ -125,6 +131,8 @@ def run(options: argparse.Namespace) -> int:
     if options.network and not NAME.fullmatch(options.network):
         raise UsageError(f"--network: expected 1 to 32 of a-z, 0-9 and -, got {options.network!r}")
     text = ""
+    if options.settings_alone:
+        return _settings_alone(options, asks=asks)
     _refuse_full(state)
     if path.exists():
         _refuse_flags(options)
@@ -149,6 +157,23 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print("\nWrite key and genesis down elsewhere: only against them can others judge it.")
         print(f"Next: meterd run --config {path} --state {state}")
+    return 0
+
+
+def _settings_alone(options: argparse.Namespace, *, asks: bool) -> int:
+    """Write settings and nothing else; returns the exit code."""
+    path: Path = options.config
+    if os.path.lexists(path):
+        raise ConfigError(f"{path} exists: settings are not written over", hint="edit the file")
+    if options.network:
+        raise UsageError("--network does not go with --settings-alone", hint="leave it out")
+    text, settings = _new_settings(options, asks=asks)
+    _write(path, text)
+    if options.json:
+        print(json.dumps({"meter": settings.meter.name, "settings": str(path)}))
+        return 0
+    print(f"wrote {path}: settings of {settings.meter.name}, and no account")
+    print(f"Next: meterctl network enrol --config {path} --network NAME -o FILE")
     return 0
 
 

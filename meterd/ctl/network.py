@@ -44,6 +44,7 @@ from meterd.network_file import TEXT_BYTES_MAX, NetworkFile
 if TYPE_CHECKING:
     import argparse
 
+    from meterd.config import Settings
     from meterd.network_file import FileMistake
 
 _FLAGS = ("name", "interval_s", "zone", "currency")
@@ -134,7 +135,7 @@ def _enrol(options: argparse.Namespace) -> int:
                 f"a node with the role {options.role} meters nothing",
                 hint="--name NAME instead of --config",
             )
-        settings = load(options.config)
+        settings = settings_of(options.config)
         name = settings.meter.name
         rated = (fuse_ma(settings), nominal_mv(settings), mains_clamps(settings))
     device = find_device_key()
@@ -369,7 +370,7 @@ def _join(options: argparse.Namespace) -> int:
     _refuse_to_ask(options)
     state: Path = options.state
     genesis = _genesis(options.genesis)
-    settings = load(options.config) if options.config else None
+    settings = settings_of(options.config) if options.config else None
     orders = read_file(options.orders) if options.orders else b""
     refuse_account(state)
     device = find_device_key()
@@ -411,6 +412,22 @@ def _by_rule(key: str, text: str, flag: str) -> Any:  # noqa: ANN401 - as the ru
     except WrongError as error:
         problem, hint = error.args
         raise UsageError(f"{flag}: {problem}", hint=hint) from error
+
+
+def settings_of(path: Path) -> Settings:
+    """Return the settings of a device that is to be in a network of several.
+
+    Raises:
+        ConfigError: There are none, or they have mistakes.
+        DeniedError: This user may not read them.
+    """
+    if not os.path.lexists(path):
+        raise ConfigError(
+            f"there are no settings {path}: the meter's name, fuse and clamps are in them",
+            hint=f"`meterctl init --settings-alone --config {path}` makes them;"
+            " without that, init makes an account of its own",
+        )
+    return load(path)
 
 
 def _genesis(path: Path) -> Genesis:

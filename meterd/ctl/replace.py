@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meterd.authority.roster import WITNESSED_MAX
-from meterd.config import load
 from meterd.ctl import network
 from meterd.ctl import replace_rules as rules
 from meterd.ctl.account import StoredAccount
@@ -309,7 +308,7 @@ examples:
 
 
 def _new(options: argparse.Namespace) -> int:
-    name = load(options.config).meter.name
+    name = network.settings_of(options.config).meter.name
     if name != options.meter:
         raise ConfigError(
             f"the settings {options.config} are of {name}, and not of {options.meter}",
