@@ -454,6 +454,12 @@ def test_a_credential_of_a_unit_that_runs_has_the_mask_of_its_list_of_access() -
     assert [each.verdict for each in found if each.check == "sealing key"] == [OK]
 
 
+def test_neighbours_that_have_certified_nothing_yet_are_told_so() -> None:
+    young = STATUS | {"height": 2, "neighbours": STATUS["neighbours"] | {"certified_height": 0}}
+    [found] = (each for each in examine(well_but(daemon=young)) if each.check == "neighbours")
+    assert (found.verdict, found.found) == (OK, "have certified nothing yet")
+
+
 def test_of_many_items_two_are_named() -> None:
     wrong = ("/etc/a", "/etc/b", "/etc/c")
     facts = well_but(locked=Locked(applied=True, items=9, wrong=wrong))

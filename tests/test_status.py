@@ -79,6 +79,22 @@ def test_the_first_line_answers_whether_it_is_well(
     assert (answer(STATUS | changed) == ("", "")) == (first == "well")
 
 
+@pytest.mark.parametrize(
+    ("voters", "height", "line"),
+    [
+        (1, 0, "witnessed  nothing yet"),
+        (4, 0, "certified  nothing yet"),
+        (1, 1, "witnessed  up to block 1"),
+        (4, 7, "certified  up to block 7"),
+    ],
+)
+def test_what_others_vouch_for_is_said_in_words_while_it_is_nothing(
+    voters: int, height: int, line: str
+) -> None:
+    neighbours = STATUS["neighbours"] | {"voters": voters, "certified_height": height}
+    assert line in lines(STATUS | {"neighbours": neighbours}, UTC)
+
+
 def test_everything_at_once_still_fits_a_screen_of_80_by_24() -> None:
     registers = {
         f"1-{k}:1.8.0": {"uj": 2**63 - 1, "kind": "estimated"} for k in range(1, 8)

@@ -146,7 +146,8 @@ def _daemon(told: Status | Verdict, _: Facts) -> Iterator[Finding]:
     neighbours = told["neighbours"]
     if not neighbours["voters"]:
         return
-    lag = height - neighbours["certified_height"]
+    certified = neighbours["certified_height"]
+    lag = height - certified
     if lag > LAG_BLOCKS_MAX:
         yield Finding(
             "neighbours",
@@ -155,7 +156,8 @@ def _daemon(told: Status | Verdict, _: Facts) -> Iterator[Finding]:
             Here("see `meterctl peers`: who is heard, which broker is connected"),
         )
     else:
-        yield Finding("neighbours", OK, f"certify up to block {neighbours['certified_height']}")
+        told = f"certify up to block {certified}" if certified else "have certified nothing yet"
+        yield Finding("neighbours", OK, told)
 
 
 @_rule("units", "units")

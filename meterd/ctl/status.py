@@ -206,7 +206,9 @@ def _about(reply: dict[str, Any], zone: tzinfo) -> list[str]:
     neighbours = reply.get("neighbours")
     if neighbours and neighbours["voters"]:
         word = "certified" if neighbours["voters"] > WITNESSED_MAX else "witnessed"
-        found.append(f"{word}  up to block {neighbours['certified_height']}")
+        upto = neighbours["certified_height"]
+        told = f"up to block {upto}" if upto else f"nothing yet"
+        found.append(f"{word}  {told}")
         if neighbours["waits"]:
             found += _folded("sealing", f"waits: {neighbours['waits']}", _INDENT)
     opened = reply["open"]
