@@ -22,7 +22,7 @@ from nacl.signing import SigningKey
 from meterd.config import load
 from meterd.ctl import COMMANDS, main
 from meterd.ctl.account import StoredAccount
-from meterd.ctl.options import STATE_DEFAULT, Span, instant, socket_of
+from meterd.ctl.options import Span, instant, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.registers import registers_of
 from meterd.ctl.show import bar, kwh, zone_of
@@ -873,29 +873,31 @@ def daemon(copy: Path) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize(
-    ("named", "state", "by_unit", "expected"),
+    ("named", "state", "there", "expected"),
     [
-        (None, "/srv/account", True, "/srv/account/control"),
-        (None, STATE_DEFAULT, False, f"{STATE_DEFAULT}/control"),
-        (None, STATE_DEFAULT, True, "control of the unit"),
-        ("/run/other", STATE_DEFAULT, True, "/run/other"),
+        (None, "account", ("unit",), "account/control"),
+        (None, "default", ("default/control",), "default/control"),
+        (None, "default", ("unit", "default/control"), "unit"),
+        (None, "default", ("unit",), "unit"),
+        (None, "default", (), "unit"),
+        ("other", "default", ("unit",), "other"),
     ],
 )
 def test_the_daemon_is_asked_where_it_listens(  # noqa: PLR0917 - one row of a table
     named: str | None,
     state: str,
-    by_unit: bool,
+    there: tuple[str, ...],
     expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    system = tmp_path / "control of the unit"
-    if by_unit:
-        system.touch()
-    monkeypatch.setattr("meterd.ctl.options.CONTROL_SYSTEM", system)
-    options = argparse.Namespace(socket=named and Path(named), state=Path(state))
-    found = socket_of(options)
-    assert str(found).removeprefix(f"{tmp_path}/") == expected
+    (tmp_path / "default").mkdir()
+    for name in there:
+        (tmp_path / name).touch()
+    monkeypatch.setattr("meterd.ctl.options.CONTROL_SYSTEM", tmp_path / "unit")
+    monkeypatch.setattr("meterd.ctl.options.STATE_DEFAULT", str(tmp_path / "default"))
+    options = argparse.Namespace(socket=named and tmp_path / named, state=tmp_path / state)
+    assert socket_of(options) == tmp_path / expected
 
 
 @pytest.mark.usefixtures("daemon")
@@ -918,6 +920,7 @@ def test_status_without_a_daemon_is_the_account_s_and_says_so(ctl: Ctl, made: Ma
     assert said.status == 0
     assert "no meterd answers" in said.err
     assert "this is what the account says" in said.err
+    assert [line for line in said.err.splitlines() if len(line) > 80] == []
     assert "kitchen-12: stopped" in said.out
     reply = ctl("status", "--state", made.state, "--json").json
     assert reply["source"] == "account"

@@ -66,6 +66,10 @@ def test_what_the_vault_holds_is_listed_and_not_shown(ctl: Ctl, state: Path, sto
         stored.keep(vault.put("flat-3", "person", b"A. Household, 3 Elm Street", os.urandom, key))
     said = ctl("vault", "list", "--state", state)
     assert said.status == 0
+    warning, why = said.err.splitlines()
+    assert warning == "meterctl: warning: the vault is not bound to the board"
+    assert why.startswith("meterctl: hint: the board's one-time memory holds no key")
+    assert len(why) <= 80
     assert [line.split() for line in said.out.splitlines()] == [
         ["subject", "purpose", "version", "bytes", "opened", "by"],
         ["device", "seal-1", "1", "32", "the", "device"],
@@ -86,6 +90,15 @@ def test_without_a_secret_nothing_is_listed(ctl: Ctl, state: Path) -> None:
     assert said.status == 69
     assert "nothing here opens the vault" in said.err
     assert "meterctl vault init" in said.err
+
+
+def test_whoever_is_not_root_asks_the_meter_and_is_told_where_it_was_sought(
+    ctl: Ctl, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    said = ctl("vault", "list", "--state", state)
+    assert said.status == 69
+    assert f"no meterd answers at {state / 'control'}" in said.err
 
 
 def test_who_is_not_root_makes_no_secret(

@@ -156,8 +156,8 @@ def _daemon(told: Status | Verdict, _: Facts) -> Iterator[Finding]:
             Here("see `meterctl peers`: who is heard, which broker is connected"),
         )
     else:
-        told = f"certify up to block {certified}" if certified else "have certified nothing yet"
-        yield Finding("neighbours", OK, told)
+        said = f"certify up to block {certified}" if certified else "have certified nothing yet"
+        yield Finding("neighbours", OK, said)
 
 
 @_rule("units", "units")

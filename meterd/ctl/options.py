@@ -71,8 +71,10 @@ def socket_of(options: argparse.Namespace) -> Path:
     if options.socket:
         return Path(options.socket)
     state: Path = options.state
-    by_unit = state == Path(STATE_DEFAULT) and CONTROL_SYSTEM.exists()
-    return CONTROL_SYSTEM if by_unit else state / "control"
+    by_hand = state / "control"
+    if state == Path(STATE_DEFAULT) and (CONTROL_SYSTEM.exists() or not os.path.lexists(by_hand)):
+        return CONTROL_SYSTEM  # where none answers, it is the unit's that is looked for
+    return by_hand
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "print JSON") -> None:

@@ -69,11 +69,11 @@ def run(options: argparse.Namespace) -> int:
     """Show how the meter is; returns the exit code."""
     try:
         reply = {"source": "daemon"} | ControlClient(socket_of(options)).call("Status")
-    except AbsentError as absent:
+    except AbsentError:
         account = StoredAccount(options.state)
         reply = {"source": "account"} | status_of(account)
         if not options.json:
-            note(f"{absent}; this is what the account says")
+            note("no meterd answers: this is what the account says")
     if options.json:
         print(json.dumps(reply))
     else:
@@ -207,7 +207,7 @@ def _about(reply: dict[str, Any], zone: tzinfo) -> list[str]:
     if neighbours and neighbours["voters"]:
         word = "certified" if neighbours["voters"] > WITNESSED_MAX else "witnessed"
         upto = neighbours["certified_height"]
-        told = f"up to block {upto}" if upto else f"nothing yet"
+        told = f"up to block {upto}" if upto else "nothing yet"
         found.append(f"{word}  {told}")
         if neighbours["waits"]:
             found += _folded("sealing", f"waits: {neighbours['waits']}", _INDENT)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from meterd.ctl.options import add_action, add_json, add_socket, add_state, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.show import Column, count, print_table
-from meterd.ctl.vault_device import UNBOUND, add_board, board
+from meterd.ctl.vault_device import UNBOUND, UNBOUND_WHY, add_board, board
 from meterd.ctl.vault_person import add_actions
 from meterd.ctl.vault_person import run as run_person
 from meterd.device.board_memory import hand_over, read_board
@@ -162,14 +162,14 @@ def _list(options: argparse.Namespace) -> int:
     )
     print_table(columns, rows)
     if not listed["bound"]:
-        sys.stderr.write(f"meterctl: warning: {UNBOUND}\n")
+        sys.stderr.write(f"meterctl: warning: {UNBOUND}\nmeterctl: hint: {UNBOUND_WHY}\n")
     return 0
 
 
 def _listed(options: argparse.Namespace) -> VaultListReply:
     """Return what the vault holds: by the running meter, or from the card."""
     path = socket_of(options)
-    if path.exists():
+    if path.exists() or os.geteuid() != 0:
         try:
             reply = ControlClient(path).call("VaultList")
         except AbsentError:

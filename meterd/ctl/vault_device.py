@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-UNBOUND = (
-    "this board's one-time programmable memory holds no key, or the kernel does not show it:"
-    " the vault is not bound to the board"
-)
+UNBOUND = "the vault is not bound to the board"
+UNBOUND_WHY = "the board's one-time memory holds no key, or does not show it"
 
 
 def add_board(actions: Any) -> None:  # noqa: ANN401 - argparse hides the type
@@ -57,7 +55,7 @@ def board(options: argparse.Namespace) -> int:
     elif held:
         print(f"the board holds a key of {len(held)} bytes: it is handed to the meter")
     else:
-        print(UNBOUND)
+        print(f"{UNBOUND}\n{UNBOUND_WHY}")
     return 0
 
 
