@@ -25,7 +25,7 @@ from meterd.ctl.account import StoredAccount
 from meterd.ctl.options import Span, instant, socket_of
 from meterd.ctl.owner import as_owner
 from meterd.ctl.registers import registers_of
-from meterd.ctl.show import bar, kwh, zone_of
+from meterd.ctl.show import Column, bar, kwh, local, print_table, zone_of
 from meterd.ctl.verify import ONE_WORKER_BYTES_MAX, workers_for
 from meterd.device.archive import segment_name
 from meterd.device.control import ControlServer
@@ -503,6 +503,40 @@ def test_samples_are_the_board_s_lines(ctl: Ctl, made: Made) -> None:
 def test_events_can_be_chosen_by_kind(ctl: Ctl, made: Made) -> None:
     events = ctl("events", "--state", made.state, "--json", "--kind", "started").lines
     assert [event["details"]["run"] for event in events] == [1, 2]
+
+
+def test_a_time_among_the_details_of_an_event_is_local_and_in_json_as_it_is(
+    ctl: Ctl, made: Made
+) -> None:
+    events = ("events", "--state", made.state, "--kind", "clock_set")
+    shown, (event, *_) = ctl(*events).out, ctl(*events, "--json").lines
+    wall_ms = event["details"]["wall_ms"]
+    assert f"wall={local(wall_ms // 1000, zone_of(PARIS))}" in shown
+    assert "wall_ms" not in shown
+    assert "error_ms=" in shown
+
+
+def test_behind_a_cell_that_is_too_wide_details_stay_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    columns = (Column("time", 25), Column("event", 10), Column("details"))
+    rows = [
+        (
+            "t",
+            "technician_entered",
+            "certificate=jo serial=1 key=SHA256:f4jClm0zhz4odVpU source=::1",
+        ),
+        ("t", "technician_left", "certificate=jo"),
+        ("t", "stopped", ""),
+    ]
+    print_table(columns, rows)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["t", "technician_entered"],
+        ["certificate=jo", "serial=1"],
+        ["key=SHA256:f4jClm0zhz4odVpU", "source=::1"],
+        ["t", "technician_left", "certificate=jo"],
+        ["t", "stopped"],
+    ]
 
 
 @pytest.mark.parametrize("command", ["blocks", "samples", "events"])

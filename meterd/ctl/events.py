@@ -12,16 +12,20 @@ from meterd.event_kinds import class_of
 
 if TYPE_CHECKING:
     import argparse
+    from datetime import tzinfo
 
     from meterd.ledger.event import Event
 
 DETAIL_LETTERS_MAX = 24  # of one value in the table; --json has it whole
+DETAILS_LETTERS = 62  # that a terminal has to have room for beside the kinds, or they are folded
+_INSTANTS = {"at_s": 1000, "wall_ms": 1, "last_ms": 1}  # details that are a time, in ms each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe `meterctl events`."""
     parser.epilog = """\
-Times are as the clock stood then, right or wrong; numbers tell the order.
+Times are as the clock stood then, right or wrong; numbers tell the order. A
+time among the details is local too; --json has it as it is in the account.
 
 examples:
   meterctl events --last 10
@@ -60,20 +64,33 @@ def run(options: argparse.Namespace) -> int:
             Column("number", 6, right=True),
             Column("time", 25),
             Column("event", 10),
-            Column("details"),
+            Column("details", DETAILS_LETTERS),
         )
         rows = (
             (
                 str(event.number),
                 local_ms(event.wall_ms, account.zone, "seconds"),
                 event.kind,
-                " ".join(f"{name}={_shown(value)}" for name, value in event.details),
+                " ".join(detail(name, value, account.zone) for name, value in event.details),
             )
             for event in chosen
         )
         print_table(columns, rows)
     account.close()
     return 0
+
+
+def detail(name: str, value: str | int | bytes, zone: tzinfo) -> str:
+    """Return a detail of an event for people; a time is local, and loses its unit.
+
+    >>> from datetime import UTC
+    >>> detail("at_s", 1_170_633_600, UTC), detail("boot_ms", 40, UTC)
+    ('at=2007-02-05T00:00:00+00:00', 'boot_ms=40')
+    """
+    if name in _INSTANTS and isinstance(value, int):
+        shown = local_ms(value * _INSTANTS[name], zone, "seconds")
+        return f"{name.rpartition('_')[0]}={shown}"
+    return f"{name}={_shown(value)}"
 
 
 def _shown(value: str | int | bytes) -> str:

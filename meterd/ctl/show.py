@@ -112,8 +112,9 @@ class Column(NamedTuple):
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: with rich on a terminal, else as aligned text, each row as it comes.
 
-    The last column is folded where it does not fit. What upsets a terminal is not printed: an
-    account may be a stranger's.
+    The last column is folded where it does not fit; behind a cell that is wider than its column it
+    begins on a line of its own, unless the rest of that line has room for it. What upsets a
+    terminal is not printed: an account may be a stranger's.
     """
     rows = ([seen(cell) for cell in cells] for cells in rows)
     if sys.stdout.isatty() and _print_rich(columns, rows):
@@ -126,7 +127,11 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Non
             for cell, width, column in zip(cells[:-1], widths, columns, strict=False)
         )
         begin = GAP.join(shown) + GAP
-        last = wrap(cells[-1], max(COLUMNS - max(indent, len(begin)), FOLDED_MIN)) or [""]
+        last = wrap(cells[-1], max(COLUMNS - indent, FOLDED_MIN)) or [""]
+        if len(begin) > indent and len(begin) + len(cells[-1]) > COLUMNS:
+            last.insert(0, "")
+        elif len(begin) > indent:
+            last = [cells[-1]]
         print((begin + last[0]).rstrip())
         for folded in last[1:]:
             print(" " * indent + folded)
