@@ -45,7 +45,7 @@ from meterd.ctl.technician_certificate import (
 )
 from meterd.ctl.technician_commands import LINE_LETTERS_MAX, OFFERS, chosen, help_lines, name_of
 from meterd.device.systemd import record_logger
-from meterd.errors import AbsentError, EncodingError, UsageError
+from meterd.errors import AbsentError, BusyError, EncodingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -486,8 +486,9 @@ def test_a5_without_a_daemon_a_session_looks_and_changes_nothing() -> None:
     desk = visit(account)
     desk.session.enter()
     assert desk.session.do("status") == 0
-    with pytest.raises(AbsentError, match="no event of this session: no meterd answers"):
+    with pytest.raises(AbsentError, match=r"nothing was changed: .* no event of this") as told:
         desk.session.do("case ack")
+    assert told.value.hint.startswith("no meterd answers: it has to run for a change")
     desk.session.leave()
     assert [arguments for arguments, _ in desk.done] == [("status",)]
     words = [line.split()[0] for line in desk.journal.lines]
@@ -629,6 +630,48 @@ def test_a_session_that_nobody_opened_is_refused(
     assert main() == 77
     assert "whose certificate" in capsys.readouterr().err
     assert b"technician_unknown" in journal.recv(65_536)
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "status"),
+    [pytest.param(True, 0, id="by hand"), pytest.param(False, 69, id="under sshd")],
+)
+def test_it_says_what_it_is_without_a_journal_and_to_nobody_who_comes_in(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    *,
+    by_hand: bool,
+    status: int,
+) -> None:
+    for name in ("SSH_CONNECTION", "SSH_USER_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+    if not by_hand:
+        monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 50022 192.0.2.1 22")
+    monkeypatch.setattr("meterd.ctl.session.signal.signal", lambda *_: None)
+    nowhere = (tmp_path / "no journal",)
+    monkeypatch.setattr(
+        "meterd.ctl.session.record_logger", lambda name: record_logger(name, nowhere)
+    )
+    monkeypatch.setattr(sys, "argv", ["meterd-session", "--help"])
+    assert main() == status
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: meterd-session\n") == by_hand
+    assert bool(said.err) != by_hand
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
+
+
+def test_too_many_logins_are_no_daemon_that_does_not_run() -> None:
+    def busy(_: str, **__: object) -> None:
+        raise BusyError("too many logins", hint="wait, try again")
+
+    desk = Desk()
+    desk.session._tell = busy
+    desk.session.enter()
+    with pytest.raises(AbsentError, match="nothing was changed") as told:
+        desk.session.do("case ack")
+    assert told.value.hint == "too many logins: wait, try again"
+    assert desk.done == []
 
 
 def test_a_list_of_commands_has_only_commands_that_there_are() -> None:

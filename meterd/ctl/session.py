@@ -77,6 +77,24 @@ _TERMINAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,31}")
 _SOURCE = re.compile(r"[0-9A-Fa-f:.%a-z]{2,64}")
 
 
+_UNDER_SSHD = frozenset({"SSH_CONNECTION", "SSH_USER_AUTH"})
+ABOUT = """\
+usage: meterd-session
+
+What sshd starts for a technician (ForceCommand in config/sshd.conf). Nobody
+starts it by hand: without a certificate that sshd has checked it does nothing.
+It takes no options. What a technician may ask for is a closed list of commands
+of meterctl, each on record before it is done; in a session `help` shows them.
+
+examples:
+  ssh technician@kitchen-12
+  ssh technician@kitchen-12 status
+  ssh technician@kitchen-12 report > kitchen-12.report
+
+exit status: that of the last command that was sent; 64 not in the list,
+  69 nothing records it, 77 nobody can say whose session it is"""
+
+
 class HungUp(Exception):  # noqa: N818 - nothing went wrong
     """The client, or the machine, ends the session."""
 
@@ -200,8 +218,8 @@ class Session:
             return
         if not self._inside:
             raise AbsentError(
-                f"the account has no event of this session: {self._unrecorded}",
-                hint="nothing is changed without one: see that the daemon runs, then try again",
+                "nothing was changed: the account has no event of this session",
+                hint=_why(self._unrecorded),
             )
         self._tell("Command", **self._named, command=command)
 
@@ -233,8 +251,18 @@ class Session:
         return status
 
 
+def _why(error: MeterdError | None) -> str:
+    """Return why the account has no event, and what to do about it."""
+    if isinstance(error, AbsentError):
+        return f"{error}: it has to run for a change; tell the office, or try again"
+    return ": ".join(filter(None, (str(error), getattr(error, "hint", ""))))
+
+
 def main() -> int:
-    """Run a session and return its exit code; arguments say nothing."""
+    """Run a session and return its exit code; under sshd, arguments say nothing."""
+    if not _UNDER_SSHD.intersection(os.environ) and {"-h", "--help"}.intersection(sys.argv[1:]):
+        print(ABOUT)
+        return 0
     return run("meterctl", lambda: _main(Asked.of(os.environ)))
 
 
