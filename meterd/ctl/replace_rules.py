@@ -11,6 +11,8 @@ meterctl order list
 meterctl order replace house-4-2.toml
 >>> unsafe(END), unsafe(END._replace(certified=(8, "")))
 ([], ['1 block is not certified yet: nobody else is sure to hold it'])
+>>> unsafe(END._replace(by=["house-4"]))
+['it alone vouches for its blocks: copy the account before the card goes']
 """
 
 from __future__ import annotations
@@ -93,6 +95,8 @@ def unsafe(end: End) -> list[str]:
         found.append(f"its account is {end.verdict}: {end.reason}; keep the card for the office")
     if end.word == "standalone":
         found.append("nobody else holds its blocks: copy the account before the card goes")
+    elif list(end.by) == [end.meter]:
+        found.append("it alone vouches for its blocks: copy the account before the card goes")
     elif end.waiting:
         verb = "is" if end.waiting == 1 else "are"
         found.append(
@@ -141,6 +145,8 @@ def hint(end: End) -> str:
         return "the office goes by what neighbours hold: `meterctl replace lost` there"
     if end.word == "standalone" or not end.distributor:
         return "copy the account, then begin another on the new device: `meterctl init`"
+    if list(end.by) == [end.meter]:
+        return "the office copies the account first, as root; what comes next is as shown"
     return "see who is heard: `meterctl peers`; blocks go out by themselves, then ask again"
 
 

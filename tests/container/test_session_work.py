@@ -167,17 +167,21 @@ def test_a2_a_session_says_where_the_devices_chain_ends_and_what_the_office_type
         said = jo.ssh("replace --json")
         answers.append(json.loads(said.text.splitlines()[0]))
         assert (said.status == 0) == answers[-1]["safe"], said.text
-        return said.status == 0
+        return not answers[-1]["waiting"]
 
     device.until(may_go, "all that is sealed certified")
     told = answers[-1]
+    assert told["reasons"] == [
+        "it alone vouches for its blocks: copy the account before the card goes"
+    ]
     assert (told["meter"], told["verdict"], told["running"]) == ("kitchen-12", "good", True)
     assert told["certified"]["height"] == told["sealed"]["height"] >= 1
     assert told["office"][0] == (
         "meterctl order revoke --meter kitchen-12 --incarnation 1 --reason replaced"
     )
     shown = jo.ssh("replace").text
-    assert "safe to go" in shown
+    assert "safe to go  no" in shown
+    assert "others vouch" not in shown
     assert "meterctl replace new --meter kitchen-12 --network elm-street" in shown
     for more in ("old", "lost --meter kitchen-12", "--state /tmp", "new"):
         assert jo.ssh(f"replace {more}").status == 64
