@@ -120,3 +120,14 @@ def test_a_session_is_told_what_can_be_done_there(
     with suppress(SystemExit):
         main(list(words))
     assert told not in re.sub(r"\s+", " ", "".join(capsys.readouterr()))
+
+
+def test_a_report_is_fetched_from_outside_a_session(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, spell("jo", 17))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["report"]) == 64
+    said = capsys.readouterr().err
+    assert "from your own machine: ssh … report > FILE" in said
+    assert "-o FILE" not in said

@@ -309,6 +309,18 @@ def test_the_help_names_all_there_is() -> None:
     assert max(map(len, help_lines())) <= 80
 
 
+def test_the_help_says_how_a_value_is_put_and_so_does_a_refusal() -> None:
+    shown = "\n".join(help_lines())
+    for told in ("[--from TIME]", "[--head HEIGHT:HEX]", "[--answers load=on,zero=off]", "[--yes]"):
+        assert told in shown
+    for offer in OFFERS.values():
+        for option in (name for name, pattern in offer.options.items() if pattern is not None):
+            assert f"[{option} " in shown
+    with pytest.raises(UsageError, match="--from does not take 'yesterday'") as refused:
+        chosen("events --from yesterday")
+    assert "as 2026-11-30" in refused.value.hint
+
+
 # --- what is on record ----------------------------------------------------------------------------
 
 

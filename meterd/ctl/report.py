@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterd.ctl.doctor import CONFIG_DEFAULT, examine_device
+from meterd.ctl.in_session import inside
 from meterd.ctl.node import add_node
 from meterd.ctl.options import add_json, add_socket, instant, socket_of
 from meterd.ctl.output import put_out, refuse_terminal
@@ -76,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
         return judged(options.check, known_of(options), as_json=options.json)
     if options.key or options.genesis:
         raise UsageError("--key and --genesis go with --check", hint="`meterctl report --help`")
-    refuse_terminal(options.out, "a report", "meterctl report -o FILE")
+    hint = "meterctl report -o FILE"
+    if inside():
+        hint = "leave the session, and from your own machine: ssh … report > FILE"
+    refuse_terminal(options.out, "a report", hint)
     since_s = instant(options.since, zone_of("UTC")) if options.since else _days_ago_s()
     side = b"" if options.no_doctor else _side(options)
     digest = sha256(side).hexdigest() if side else ""

@@ -41,6 +41,19 @@ _BASE64 = re.compile(r"[A-Za-z0-9_-]{100,2500}={0,2}")
 _ANSWERS = re.compile(r"(load=(on|skip)|zero=(off|skip))(,(load=(on|skip)|zero=(off|skip)))?")
 _HEAD = re.compile(r"[0-9]{1,12}:[0-9a-f]{64}")
 
+_FORMS = {
+    _NUMBER: ("N", "a number of at most six digits"),
+    _KIND: ("KIND", "a kind as `events` shows it, such as alarm"),
+    _TIME: ("TIME", "a day or a time, as 2026-11-30 or 2026-11-30T18:00"),
+    _KEY: ("HEX", "64 hex digits in small letters, as `meterctl key` shows them"),
+    _NAME: ("NAME", "1 to 32 of a-z, 0-9 and -"),
+    _DECIMAL: ("X", "a number, as 1502.5"),
+    _BASE64: ("TEXT", "the line of text that the office has signed"),
+    _ANSWERS: ("load=on,zero=off", "load=on or load=skip, zero=off or zero=skip"),
+    _HEAD: ("HEIGHT:HEX", "a block as the last line of `head` shows it"),
+}
+"""How a value is called in the help, and what is expected where it is another."""
+
 
 class Offer(NamedTuple):
     """A command that a technician has.
@@ -196,7 +209,8 @@ def _options(name: str, offer: Offer, words: list[str]) -> list[str]:
             continue
         value = value if has_value else next(rest, "")
         if not pattern.fullmatch(value):
-            raise UsageError(f"{option} does not take {shown(value)}", hint=HINT)
+            expected = f"expected is {_FORMS[pattern][1]}"
+            raise UsageError(f"{option} does not take {shown(value)}", hint=expected)
         taken += [option, value]
     return taken
 
@@ -217,13 +231,12 @@ def help_lines() -> list[str]:
     lines = []
     for name, offer in OFFERS.items():
         options = " ".join(
-            f"[{option}]" if pattern is None else f"[{option} …]"
+            f"[{option}]" if pattern is None else f"[{option} {_FORMS[pattern][0]}]"
             for option, pattern in offer.options.items()
         )
         lines.append(f"{name:10} {offer.summary}")
-        bound = options.replace(
-            " …", "\N{NO-BREAK SPACE}…"
-        )  # an option and its value stay together
+        # An option and its value stay together.
+        bound = re.sub(r" (?!\[)", "\N{NO-BREAK SPACE}", options)
         parts = wrap(bound, OPTIONS_LETTERS)
         lines += [f"{'':10} {part}".replace("\N{NO-BREAK SPACE}", " ") for part in parts]
     return [*lines, f"{HELP:10} this list", f"{'exit':10} end the session"]
