@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE: `meterctl blocks | head` is no error to tell of
+COLUMNS = 80  # of a terminal that does not say; a narrower one breaks lines by itself
 ID_LETTERS = 12  # of the software id, in hex: enough to tell two builds apart at a glance
 
 _BUSY = frozenset({errno.EBUSY, errno.EADDRINUSE, errno.EWOULDBLOCK, errno.ETXTBSY})
@@ -147,14 +148,37 @@ def _tell(prog: str, failures: list[BaseException], advise: Callable[[str], str]
         return EXIT_INTERRUPTED
     told = []
     for failure in known:
-        lines = f"{prog}: error: {seen(str(failure))}\n"
+        lines = told_line(f"{prog}: error: ", seen(str(failure)))
         if failure.hint:
-            lines += f"{prog}: hint: {seen(advise(failure.hint))}\n"
+            lines += told_line(f"{prog}: hint: ", seen(advise(failure.hint)))
         if lines not in told:
             told.append(lines)
     if sys.stderr is not None:
         sys.stderr.write("".join(told))
     return known[0].exit_code
+
+
+def told_line(begin: str, text: str) -> str:
+    """Return what stderr is told, with its line end: folded between words on a terminal.
+
+    A file or a journal has it in one line, to be searched.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        return f"{begin}{text}\n"
+    from shutil import get_terminal_size
+    from textwrap import wrap
+
+    width = max(get_terminal_size((COLUMNS, 24)).columns, COLUMNS)
+    indent = " " * len(begin)
+    lines = wrap(
+        text,
+        width,
+        initial_indent=begin,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines or [begin.rstrip()]) + "\n"
 
 
 def _of_system(error: OSError) -> MeterdError:

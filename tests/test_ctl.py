@@ -824,6 +824,24 @@ def test_a_terminal_gets_a_table_of_the_last_few(made: Made) -> None:
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_what_is_wrong_is_folded_between_words_at_a_terminal_and_one_line_elsewhere(
+    ctl: Ctl, tmp_path: Path
+) -> None:
+    words = ("verify", tmp_path, "--key", tmp_path / "no such key, under a name that is long")
+    [error, _] = ctl(*words).err.splitlines()
+    assert len(error) > 80
+    lines = at_a_terminal(*words).shown.splitlines()
+    assert [line for line in lines if len(line) > 80 and " " in line.strip()[:60]] == []
+    assert " ".join(line.strip() for line in lines).startswith(error)
+
+
+def test_a_kind_of_event_that_there_is_not_is_told(ctl: Ctl, made: Made) -> None:
+    said = ctl("events", "--state", made.state, "--kind", "clock_reset")
+    assert (said.status, len(said.out.splitlines())) == (0, 1)
+    assert "no event is called 'clock_reset'; there is clock_set, clock_stepped" in said.err
+    assert ctl("events", "--state", made.state, "--kind", "magnet").err == ""
+
+
 def test_a_verdict_at_a_terminal_shows_how_far_it_is(made: Made) -> None:
     done = at_a_terminal("verify", made.state, stdout_too=False)
     assert done.status == 0

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meterd.cli import told_line
 from meterd.ctl import commission_rules as rules
 from meterd.ctl.advice import doable
 from meterd.ctl.calibrate_rules import clamp_number
@@ -348,7 +349,7 @@ def _shown(steps: Sequence[rules.Step]) -> list[rules.Step]:
 
 
 def _say_hint(text: str) -> None:
-    sys.stderr.write(f"meterctl: note: {text}\n")
+    sys.stderr.write(told_line("meterctl: note: ", text))
 
 
 def _answer(question: str) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from meterd.ctl.account import StoredAccount
 from meterd.ctl.options import add_span, add_state, span_of
-from meterd.ctl.show import Column, local_ms, print_table
-from meterd.event_kinds import class_of
+from meterd.ctl.show import Column, local_ms, note, print_table
+from meterd.event_kinds import KINDS, class_of
 
 if TYPE_CHECKING:
     import argparse
@@ -76,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
             for event in chosen
         )
         print_table(columns, rows)
+        strange = [kind for kind in options.kind or () if kind not in KINDS]
+        if strange:
+            known = ", ".join(kind for kind in KINDS if strange[0][:4] in kind)
+            note(f"no event is called {strange[0][:40]!a}" + (f"; there is {known}" * bool(known)))
     account.close()
     return 0
 

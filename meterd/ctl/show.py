@@ -16,7 +16,7 @@ from itertools import chain
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterd.cli import seen
+from meterd.cli import seen, told_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -98,7 +98,7 @@ def note(text: str) -> None:
     """Say something on stderr that is no error."""
     if sys.stderr is not None:
         sys.stdout.flush()
-        print(f"meterctl: note: {text}", file=sys.stderr)
+        sys.stderr.write(told_line("meterctl: note: ", text))
 
 
 class Column(NamedTuple):
