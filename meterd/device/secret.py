@@ -178,6 +178,11 @@ def _creds(action: str, *paths: str, said: bytes = b"") -> bytes:
         raise AbsentError(
             "systemd-creds is not installed", hint="it comes with systemd 250 and newer"
         ) from error
+    except subprocess.TimeoutExpired as error:
+        raise AbsentError(
+            f"systemd-creds has not ended after {CREDS_S_MAX} s, and was stopped",
+            hint="see what holds the machine up (`top`), then try again",
+        ) from error
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise StorageError(f"systemd-creds could not {action} {DEVICE}: {''.join(reason)}")

@@ -86,6 +86,20 @@ def test_a_secret_under_another_name_is_refused(creds: Path) -> None:
 
 
 @pytest.mark.usefixtures("creds")
+def test_a_systemd_creds_that_hangs_is_stopped_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "hangs/systemd-creds"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr("meterd.device.secret.CREDS_S_MAX", 0.1)
+    with pytest.raises(AbsentError, match="systemd-creds has not ended after"):
+        make_secret(tmp_path / "store")
+
+
+@pytest.mark.usefixtures("creds")
 def test_without_systemd_creds_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(AbsentError, match="systemd-creds is not installed"):
