@@ -81,6 +81,8 @@ def test_outside_a_session_advice_is_as_it_was_given(text: str) -> None:
     ("text", "for_root"),
     [
         pytest.param("use root", True, id="asks for root"),
+        pytest.param("it takes --force", True, id="names an option that is not here"),
+        pytest.param("or name it with --clamp NAME", False, id="names an option that is here"),
         pytest.param("run as the account's owner, or with sudo", True, id="asks for sudo"),
         pytest.param("see `meterctl lockdown check`", True, id="names another command"),
         pytest.param("start it: `meterd run --config FILE`", True, id="names another program"),

@@ -232,7 +232,10 @@ def test_a_request_is_signed_in_the_office_by_a_granted_key_and_applied(bench: B
 
 def test_a_technicians_session_takes_request_and_command_as_text(bench: Bench) -> None:
     owner = bench.commission()
+    shown_to_people = bench.live("--set", "clamp.1.scale=1.01")
+    assert "nothing is changed yet: the office signs that line" in shown_to_people.err
     asked = bench.live("--set", "clamp.1.scale=1.01", "--json").json
+    assert f"request  {asked['request']}\n" in shown_to_people.out
     signed = bench("sign", "--text", asked["request"], "--key", owner)
     text = json.loads(signed.out)["text"]
     line_ = f"calibrate --text {text}"

@@ -253,7 +253,7 @@ def test_a_person_commissions_a_meter_step_by_step_and_s3_binds_from_then_on(
     person.type("")
     person.wait_for("commission it? [y/N]")
     person.type("y")
-    person.wait_for("commissioned: record ")
+    person.wait_for("commissioned: record")
     assert person.end() == 0, person.read
     text = written.read_text()
     assert all(len(line) <= 80 for line in text.splitlines())

@@ -288,6 +288,16 @@ def test_frozen_chains_and_the_accused_come_first(ctl: Ctl, forked: Path) -> Non
         assert first.endswith(", frozen")
 
 
+def test_peers_without_the_peer_process_says_that_it_does_not_run(ctl: Ctl, street: Path) -> None:
+    (street / KITCHEN / "peer.db").unlink()
+    old = time.time() - 300
+    os.utime(street / KITCHEN / "line" / "peer.json", (old, old))
+    said = ctl("peers", "--state", street / KITCHEN)
+    assert (said.status, said.out) == (69, "")
+    assert "error: the peer process does not run (it was last heard of 5 min ago)" in said.err
+    assert "hint: `systemctl start meterd-peer`" in said.err
+
+
 def test_the_line_may_be_elsewhere(
     ctl: Ctl, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,20 +10,24 @@ thought about is never told to somebody who cannot follow it.
 'tell the office; root does it: `meterctl prune --before DAY`'
 >>> hint("no such kind", session=True), hint("use root", session=True)
 ('no such kind', 'tell the office; root does it: use root')
+>>> hint("look at the wire; another ratio takes --force", session=True)
+'look at the wire; tell the office; root does it: another ratio takes --force'
 """
 
 from __future__ import annotations
 
 import re
 
-from meterd.ctl.technician_commands import chosen
+from meterd.ctl.technician_commands import OFFERS, chosen
 from meterd.errors import UsageError
 
 FOR_ROOT = "tell the office; root does it: "
 WITH_ROOT = "run it with sudo"  # where a fact is root's to see
 _UNSEEN = "root alone sees it; the office can look"
 _COMMAND = re.compile(r"`([^`]+)`")
-_ROOT = re.compile(r"\b(sudo|root|account's owner|systemctl)\b|--(state|socket|config)\b")
+_ROOT = re.compile(r"\b(sudo|root|account's owner|systemctl)\b|\[gpio")
+_OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
+_OPTIONS = frozenset(option for offer in OFFERS.values() for option in offer.options)
 
 
 class Here(str):
@@ -47,12 +51,24 @@ def doable(todo: str, *, session: bool) -> str:
 def hint(text: str, *, session: bool) -> str:
     """Return an error's hint likewise; it is for root where its words say so.
 
-    Most hints are about what was typed. One that names a command which a session does not have, or
-    asks for root, is not.
+    Most hints are about what was typed. A clause that names a command or an option which a session
+    does not have, or asks for root, is not.
     """
-    if not session or not (_ROOT.search(text) or not all(map(_offered, _COMMAND.findall(text)))):
+    if not session:
         return text
-    return FOR_ROOT + text
+    clauses = text.split("; ")
+    for at, clause in enumerate(clauses):
+        if not _possible(clause):
+            return "; ".join([*clauses[:at], FOR_ROOT + "; ".join(clauses[at:])])
+    return text
+
+
+def _possible(clause: str) -> bool:
+    return not (
+        _ROOT.search(clause)
+        or set(_OPTION.findall(clause)) - _OPTIONS
+        or not all(map(_offered, _COMMAND.findall(clause)))
+    )
 
 
 def _offered(command: str) -> bool:

@@ -168,6 +168,8 @@ def _calibrate(options: argparse.Namespace) -> int:
     if not options.key:
         reply["request"] = text_of(command.encode())
         _show(options, compared, reply, f"request  {reply['request']}")
+        note("nothing is changed yet: the office signs that line (`calibrate sign --text`)")
+        note("what it sends back is applied by `calibrate --text`")
         return 0
     _confirm(options, compared, command)
     message = _signed(command, options.key, options.grant)

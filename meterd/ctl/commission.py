@@ -308,7 +308,7 @@ def _finish(options: argparse.Namespace, session: _Session, steps: list[rules.St
         return 0
     if not options.output:
         print(text)
-    print(f"commissioned: record {hashed.hex()}")
+    print(f"commissioned: record\n  {hashed.hex()}")
     if options.output:
         print(f"written: {options.output} (its sha256sum is that)")
     return 0
@@ -327,7 +327,7 @@ def _named(who: Mapping[str, object]) -> str:
 def _not_ready(options: argparse.Namespace, steps: list[rules.Step]) -> int:
     _tell(options, steps)
     bad = ", ".join(step.name for step in steps if step.verdict == rules.BAD)
-    sys.stderr.write(f"meterctl: error: not commissioned: {bad}\n")
+    sys.stderr.write(told_line("meterctl: error: ", f"not commissioned: {bad}"))
     sys.stderr.write("meterctl: hint: do what `->` says, then run this again\n")
     return 1
 

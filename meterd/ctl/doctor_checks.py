@@ -245,8 +245,8 @@ def _port(port: Port, facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "port",
             UNKNOWN,
-            f"this user may not open {path} ({port.mode})",
-            "the meter's own user has to: run it with sudo",
+            f"this user may not open {path} ({port.mode}); the meter's own has to",
+            WITH_ROOT,
         )
     elif not trouble:
         rest = "" if port.holders_whole else "; not all processes could be looked at"

@@ -14,6 +14,7 @@ from meterd.ctl.evidence import accusation
 from meterd.ctl.node import add_node, line_of, open_node, read_shown
 from meterd.ctl.options import add_json
 from meterd.ctl.show import Column, note, print_table, utc
+from meterd.errors import AbsentError
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
         told = {"source": "peer", "age_s": shown.age_s} | shown.told
     else:
         with open_node(options) as node:
+            if node.store is None and node.roster.committee.voters:
+                hint = "`systemctl start meterd-peer`, or `meterd peer`; --store names its database"
+                raise AbsentError(_why(node), hint=hint)
             node.need_store()
             note(f"{_why(node)}: this is what its database says")
             told = {"source": "store", "age_s": shown.age_s if shown else None} | of_store(node)

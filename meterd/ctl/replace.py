@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meterd.authority.roster import WITNESSED_MAX
+from meterd.cli import told_line
 from meterd.ctl import network
 from meterd.ctl import replace_rules as rules
 from meterd.ctl.account import StoredAccount
@@ -192,8 +193,9 @@ def _show(options: argparse.Namespace, end: rules.End) -> int:
     print(json.dumps(rules.told(end)) if options.json else "\n".join(rules.lines(end)))
     if reasons:
         sys.stdout.flush()
-        sys.stderr.write(f"meterctl: error: not to be taken away yet: {reasons[0]}\n")
-        sys.stderr.write(f"meterctl: hint: {rules.hint(end)}\n")
+        first = f"not to be taken away yet: {reasons[0]}"
+        sys.stderr.write(told_line("meterctl: error: ", first))
+        sys.stderr.write(told_line("meterctl: hint: ", rules.hint(end)))
     return NOT_SAFE if reasons else SAFE
 
 

@@ -199,7 +199,8 @@ def verify_command(
         sealed = take_apart(message)
         command = decode_command(sealed.payload)
     except EncodingError as error:
-        raise CommandRefusedError(f"not a signed command: {error}") from error
+        hint = "take the whole line as it was signed, and nothing else"
+        raise CommandRefusedError(f"not a signed command: {error}", hint=hint) from error
     if command.genesis != held.genesis:
         raise CommandRefusedError(f"the command is for another network, {_hex(command.genesis)}")
     if command.meter != held.meter:
