@@ -288,6 +288,30 @@ def test_frozen_chains_and_the_accused_come_first(ctl: Ctl, forked: Path) -> Non
         assert first.endswith(", frozen")
 
 
+def test_peers_with_the_longest_names_and_much_to_tell_has_eighty_columns(
+    ctl: Ctl, street: Path
+) -> None:
+    path = street / KITCHEN / "line" / "peer.json"
+    told, name = json.loads(path.read_text()), "n" * 32
+    alarm = {"alarm": "case_switch_stuck", "since_ms": 1_800_000_000_000, "number": 123_456}
+    meter = {"incarnation": 1, "number": 1, "wall_ms": 1, "kind": "alarm", "alarm": "", "untold": 0}
+    told |= {
+        "name": name,
+        "network": "w" * 32,
+        "accused": [{"name": name, "role": "authority", "height": 123_456}],
+        "refused": [{"name": name, "height": 123_456, "reason": "word " * 30}],
+        "alarms": [{**meter, "name": name, "standing": [alarm]}],
+        "counts": dict.fromkeys(("own_alarm_old", "not_for_this_network", "not_a_message"), 10**9),
+    }
+    told["chains"][0] |= {"name": name, "height": 10**6, "frozen": "word " * 30}
+    told["peers"][0] |= {"name": name}
+    path.write_text(json.dumps(told))
+    lines = ctl("peers", "--state", street / KITCHEN).out.splitlines()
+    for word in ("accused: ", "frozen: ", "alarm: ", "refused: ", "messages that came"):
+        assert [line for line in lines if line.startswith(word)], word
+    assert [line for line in lines if len(line) > 80] == []
+
+
 def test_peers_without_the_peer_process_says_that_it_does_not_run(ctl: Ctl, street: Path) -> None:
     (street / KITCHEN / "peer.db").unlink()
     old = time.time() - 300

@@ -13,7 +13,7 @@ from meterd.authority.roster import WITNESSED_MAX
 from meterd.ctl.evidence import accusation
 from meterd.ctl.node import add_node, line_of, open_node, read_shown
 from meterd.ctl.options import add_json
-from meterd.ctl.show import Column, note, print_table, utc
+from meterd.ctl.show import Column, note, print_folded, print_table, utc
 from meterd.errors import AbsentError
 
 if TYPE_CHECKING:
@@ -136,26 +136,26 @@ def ago(seconds: int | None) -> str:
 
 def _show(told: dict[str, Any]) -> None:
     for one in told["accused"]:
-        print(f"accused: {accusation(one['name'], one['role'], one['height'])}")
+        print_folded(f"accused: {accusation(one['name'], one['role'], one['height'])}")
     for chain in told["chains"]:
         if chain["frozen"]:
-            print(
+            print_folded(
                 f"frozen: {_chain(chain)} at its certified block {chain['certified_height']}:"
                 f" {chain['frozen']}"
             )
     for meter in told["alarms"]:
         for one in meter["standing"]:
-            print(
+            print_folded(
                 f"alarm: {meter['name']}: {one['alarm']}, since"
                 f" {utc(one['since_ms'] // 1000)} by its clock (event {one['number']})"
             )
     voters = told["voters"]
     word = "certified" if voters > WITNESSED_MAX else "witnessed, not fork-proof"
-    print(
+    print_folded(
         f"{told['name']} in {told['network']}: {voters} vote, {told['quorum']} certify,"
-        f" {told['faults_max']} may lie\nblocks are {word}; epoch {told['epoch']},"
-        f" order {told['order']}"
+        f" {told['faults_max']} may lie"
     )
+    print(f"blocks are {word}; epoch {told['epoch']}, order {told['order']}")
     if told["source"] == "peer" and told["votes"] and not told["booted"]:
         print("it attests nothing yet: it asks its neighbours what it has said before")
     if told["brokers"]:
@@ -193,10 +193,11 @@ def _show(told: dict[str, Any]) -> None:
     )
     _show_chains(told)
     for refused in told["refused"][-REFUSED_SHOWN:]:
-        print(f"refused: block {refused['height']} of {refused['name']}: {refused['reason']}")
+        told_so = f"block {refused['height']} of {refused['name']}: {refused['reason']}"
+        print_folded(f"refused: {told_so}")
     counts = [f"{kind} {number}" for kind, number in sorted(told["counts"].items()) if number]
     if counts:
-        print(f"messages that came to nothing: {', '.join(counts)}")
+        print_folded(f"messages that came to nothing: {', '.join(counts)}")
 
 
 def _show_chains(told: dict[str, Any]) -> None:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, TypedDict
 
 from meterd.ctl.account import StoredAccount, clamp_names
 from meterd.ctl.options import add_json, add_state
-from meterd.ctl.show import Column, count, kwh, local, print_table, register_name, register_unit
+from meterd.ctl.show import (
+    Column,
+    count,
+    kwh,
+    local,
+    print_folded,
+    print_table,
+    register_name,
+    register_unit,
+)
 from meterd.device.archive import read_part
 from meterd.device.closing import close_runs
 from meterd.device.recovery import recover
@@ -160,8 +169,9 @@ def show(reply: Reply, account: StoredAccount) -> None:
     print_table(columns, rows)
     blocks = account.blocks
     until = f", sealed up to {local(blocks[-1].block.end_s, account.zone)}" if blocks else ""
-    print(f"\n{account.meter}: {count(reply['height'], 'block')}{until}")
-    print(readings_line(reply["readings"], reply["gaps"]))
+    print()
+    print_folded(f"{account.meter}: {count(reply['height'], 'block')}{until}")
+    print_folded(readings_line(reply["readings"], reply["gaps"]))
 
 
 def readings_line(readings: ReadingsReply, gaps: int) -> str:

@@ -101,6 +101,14 @@ def note(text: str) -> None:
         sys.stderr.write(told_line("meterctl: note: ", text))
 
 
+def print_folded(text: str) -> None:
+    """Print a sentence in lines of 80 columns; names are never broken."""
+    lines = wrap(
+        text, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    print("\n".join(lines))
+
+
 class Column(NamedTuple):
     """A column of a table; `width` is what its cells usually need."""
 
