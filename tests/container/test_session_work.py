@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meterd.ctl.advice import FOR_ROOT
+from meterd.ctl.session import PROMPT
+from meterd.ctl.show import COLUMNS
+from meterd.ctl.technician_commands import chosen
 from meterd.device.control_parameters import INTERFACE
 from tests.container.build import BASE, VENV
 from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
@@ -147,6 +152,27 @@ printf 'version\\nexit\\n'
     ]
     assert results == [("'commission --check --again --seconds 3'", True), ("'version'", False)]
     assert commissioned(device) == before
+
+
+def test_what_a_session_says_can_be_done_there_and_fits_eighty_columns(
+    caller: Callable[..., Caller],
+) -> None:
+    """In one session at a terminal: logins are rationed, and other tests need theirs."""
+    lines = ("status", "doctor", "events", "peers", "parameters", "vault list", "registers")
+    asked = "\\n".join(
+        (*lines, "head", "blocks", "relay show", "report", "replace", "help", "exit")
+    )
+    said = at_a_terminal(caller("jo"), f"printf '{asked}\\n'").partition(PROMPT)[2]
+    shown = [line.strip("\r").removeprefix(PROMPT) for line in said.split("\n")]
+    assert [line for line in shown if len(line) > COLUMNS] == []
+    text = re.sub(r"\s+", " ", said)
+    for told in ("the office can look", "is not bound to the board", "from your own machine"):
+        assert told in text
+    assert "with sudo" not in text
+    for said in text.split(PROMPT):
+        for advised in re.split(r"\b(?:do|hint): ", said)[1:]:
+            for command in re.findall(r"`([^`]+)`", advised.partition(FOR_ROOT)[0]):
+                chosen(command)
 
 
 def test_s3_over_the_socket_a_technician_names_no_owner(device: Machine) -> None:
