@@ -23,7 +23,7 @@ from meterd import ctl
 from meterd.authority.effects import Persist, Received
 from meterd.ctl import COMMANDS
 from meterd.device.control_roles import ROLES
-from meterd.metering.board import BoardDecoder
+from meterd.metering.board import LAYOUTS, BoardDecoder
 from tests.accounts import config_text, replay_lines
 from tests.authority.examples import HOUSE, OTHER_HOUSE
 from tests.device.test_control import served
@@ -36,6 +36,25 @@ WORDS = (
     *("--json", "--yes", "--force", "--before=2030-01-01", "--finish", "--last=3", "--dry-run"),
     *("flat-3", "person", "0", "-1", "1e9", "..", "/etc", "", "\x1b[2J", "ü", "a" * 300),
 )
+FIELDS_TRIED = 40  # more than any layout has
+USED = {  # the fields of a mains clamp at the first channel and of a circuit at the third
+    "rpict3v1": "RP1 RP3 Irms1 Irms3 Vrms",
+    "rpict3v1-sketch2": "RP1 S1 Irms1 Vrms1 RP3 Irms3 Vrms3",
+    "rpict3t1": "EP1 EP3",
+    "rpict7v1": "RP1 RP3 Irms1 Irms3 Vrms",
+}
+NO_NUMBERS = (
+    *(b"nan", b"inf", b"-inf", b"ovf", b"1e3", b"+1", b".5", b"-.5", b"5.", b"-", b"--1", b"1-2"),
+    *(b"1.2.3", b"0x10", b"1_0", b"true", b"1;2", b"\x00", b"\xd9\xa1", b"1.\xc2\xb2"),
+)
+OUT_OF_RANGE = {  # the fuse of the rules is 60 A, their voltage 230 V: 22080 W are believed
+    "RP": (b"22080.1", b"-22080.1", b"1" + b"0" * 40),
+    "EP": (b"23040.1", b"-0.1", b"1" + b"0" * 40),
+    "S": (b"4294967.296", b"-0.1"),
+    "Irms": (b"4294967296", b"-0.1"),
+    "Vrms": (b"4294967.296", b"-0.1"),
+}
+COMMANDS_OF_NO_BOARD = (b"reset", b"AT+RST", b"registers=0", b"interval", b"err", b"#", b"11;reset")
 WRONG = ("--no-such-option", "--no-such-option=1", "--s\x00", "-\u2212")
 
 
@@ -124,14 +143,39 @@ def test_s4_no_method_that_is_not_offered_reaches_the_meter(name: str) -> None:
         assert "error" in asyncio.run(knock(Path(folder) / "control"))
 
 
-@given(st.binary(max_size=400))
-def test_s4_what_is_no_line_of_the_board_is_no_reading(noise: bytes) -> None:
-    """No command of the port exists: bytes are a reading of the layout, or nothing."""
-    for name, rules in RULES.items():
-        decoder = BoardDecoder(rules)
-        readings = decoder.receive(noise.replace(b".", b"?"), 0)
-        assert readings == [], name
-        assert decoder.accepted == 0
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_s4_what_is_no_line_of_the_board_is_no_reading(layout: str) -> None:
+    """No command of the port exists: a line is a reading of the layout, or nothing."""
+    fields = LAYOUTS[layout][0]
+    counts = {len(alternative) for alternative in LAYOUTS[layout]}
+    for count in range(1, FIELDS_TRIED):
+        if count not in counts:
+            assert_refused(layout, [b"11", *[b"230"] * (count - 1)])
+    for command in COMMANDS_OF_NO_BOARD:
+        assert_refused(layout, [command, *good_line(layout)[1:]])
+    for name in USED[layout].split():
+        worse = OUT_OF_RANGE[name.rstrip("123")]
+        for text in (*NO_NUMBERS, *worse):
+            line = good_line(layout)
+            line[fields.index(name)] = text
+            assert_refused(layout, line)
+
+
+def good_line(layout: str) -> list[bytes]:
+    """The fields of a line that the layout's shortest alternative reads."""
+    return [b"230.0" if name.startswith("Vrms") else b"1.5" for name in LAYOUTS[layout][0]]
+
+
+def assert_refused(layout: str, fields: list[bytes]) -> None:
+    """A line is counted and no reading, and the good one behind it is exactly one."""
+    decoder = BoardDecoder(RULES[layout])
+    good = b" ".join(good_line(layout)) + b"\r\n"
+    decoder.receive(good, 0)  # past what the opening of the port may have cut
+    assert decoder.receive(b" ".join(fields) + b"\r\n", 0) == [], fields
+    assert (decoder.accepted, sum(decoder.dropped.values())) == (1, 1), fields
+    [reading] = decoder.receive(good, 0)
+    assert (decoder.accepted, sum(decoder.dropped.values())) == (2, 1)
+    assert reading.line + b"\r\n" == good
 
 
 @settings(deadline=None, max_examples=50)
