@@ -887,7 +887,12 @@ class Daemon(Doors):
         return STATUS
 
     def registers(self) -> RegistersReply:
-        raise NotImplementedError
+        return {
+            "registers": STATUS["registers"],
+            "readings": STATUS["readings"],
+            "gaps": STATUS["gaps"],
+            "height": STATUS["height"],
+        }
 
     async def live(self) -> AsyncIterator[LiveReading]:
         for _ in range(3):
