@@ -23,12 +23,13 @@ from meterd import ctl
 from meterd.authority.effects import Persist, Received
 from meterd.ctl import COMMANDS
 from meterd.device.control_roles import ROLES
+from meterd.ledger.encoding import encode, seal
 from meterd.metering.board import LAYOUTS, BoardDecoder
 from tests.accounts import config_text, replay_lines
-from tests.authority.examples import HOUSE, OTHER_HOUSE
+from tests.authority.examples import GENESIS, HOUSE, OTHER_HOUSE, chain, key, sealed
 from tests.device.test_control import served
 from tests.fuzz.targets import RULES
-from tests.net import SEALED, Net
+from tests.net import SEALED, Net, flipped
 
 SPAN_S, START_S = 5, 1_783_000_800
 WORDS = (
@@ -55,6 +56,7 @@ OUT_OF_RANGE = {  # the fuse of the rules is 60 A, their voltage 230 V: 22080 W 
     "Vrms": (b"4294967.296", b"-0.1"),
 }
 COMMANDS_OF_NO_BOARD = (b"reset", b"AT+RST", b"registers=0", b"interval", b"err", b"#", b"11;reset")
+FIFTH = sealed(chain(5)[4])
 WRONG = ("--no-such-option", "--no-such-option=1", "--s\x00", "-\u2212")
 
 
@@ -178,8 +180,21 @@ def assert_refused(layout: str, fields: list[bytes]) -> None:
     assert reading.line + b"\r\n" == good
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=20))
+NOT_OFFERED = st.one_of(
+    st.binary(max_size=300),
+    st.integers(0, 8 * len(FIFTH) - 1).map(lambda bit: flipped(FIFTH, bit)),
+    st.integers(0, len(FIFTH) - 1).map(lambda size: FIFTH[:size]),
+    st.sampled_from(["command", "reset", "block/v2", "order/v0", "head/v9", "orders/v1"]).map(
+        lambda kind: seal(
+            encode([f"meterd/{kind}", HOUSE, 1 << 40, 5]), key(f"{HOUSE} votes"), GENESIS.hash
+        )
+    ),
+)
+"""Noise, the next block with a bit changed or cut off, and what is rightly signed and no kind."""
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(NOT_OFFERED, min_size=1, max_size=5))
 def test_s4_no_bytes_from_the_broker_change_what_a_node_believes(messages: list[bytes]) -> None:
     node = settled().nodes[OTHER_HOUSE]
     before = node.state
@@ -188,6 +203,14 @@ def test_s4_no_bytes_from_the_broker_change_what_a_node_believes(messages: list[
         effects = node.feed(Received(HOUSE, message))
         assert not [effect for effect in effects if isinstance(effect, Persist)]
     assert node.state == before
+
+
+def test_the_next_block_from_the_broker_does_change_it() -> None:
+    """So that the test above can fail."""
+    node = settled.__wrapped__().nodes[OTHER_HOUSE]
+    before = node.state
+    node.feed(Received(HOUSE, FIFTH))
+    assert node.state != before
 
 
 @cache

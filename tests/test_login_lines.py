@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meterd.login_lines import CONNECTIONS_MAX, TOLD_MAX, Doors, Line, Refusal, decode_line
+from meterd.login_lines import (
+    CONNECTIONS_MAX,
+    TEXT_LETTERS_MAX,
+    TOLD_MAX,
+    Doors,
+    Line,
+    Refusal,
+    decode_line,
+)
 
 FROM = "192.0.2.7 port 4022"
 CERT = f"Failed publickey for technician from {FROM} ssh2: ED25519-CERT SHA256:x ID jo (serial 1)"
@@ -291,9 +299,22 @@ def test_a_line_is_passed_over_that_is(changed: dict[str, object]) -> None:
     assert decode_line(json.dumps(ENTRY | changed).encode()) is None
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: json.dumps(text).encode()))
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES |= st.lists(VALUES, max_size=3)
+ENTRIES = st.fixed_dictionaries(
+    {}, optional={name: st.just(value) | VALUES for name, value in ENTRY.items()}
+).map(lambda entry: json.dumps(entry).encode())
+
+
+@given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()) | ENTRIES)
+@example(json.dumps(ENTRY).encode())
 def test_any_bytes_are_a_line_or_passed_over(data: bytes) -> None:
-    assert decode_line(data) is None or data
+    found = decode_line(data)
+    if found is not None:
+        entry = json.loads(data)
+        assert (entry["_UID"], entry["SYSLOG_IDENTIFIER"][:4]) == ("0", "sshd")
+        assert isinstance(found.text, str)
+        assert len(found.text) <= TEXT_LETTERS_MAX
 
 
 @given(st.lists(st.sampled_from([BEGINS, KEY, CLOSED, CERT]) | st.text(max_size=80), max_size=20))

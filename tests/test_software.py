@@ -85,15 +85,29 @@ def test_the_id_changes_when_contents_change_places(package: Path) -> None:
     assert software_id(package) != before
 
 
+def test_the_id_changes_with_the_name_of_a_relevant_module(package: Path) -> None:
+    """Though all contents are as before, and in the same order."""
+    before = software_id(package)
+    path = package / "metering" / "energy.py"
+    path.rename(path.with_name("energz.py"))
+    assert software_id(package) != before
+
+
 def test_the_id_is_the_same_wherever_the_package_lies(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "elsewhere")
     assert software_id(tmp_path / "elsewhere") == software_id()
 
 
-def test_the_id_covers_what_reads_measures_and_seals() -> None:
+def test_the_id_covers_what_reads_measures_and_seals(tmp_path: Path) -> None:
     """So that a module that moves does not leave the identifier in silence."""
+    package = tmp_path / "meterd"
+    shutil.copytree(PACKAGE, package)
     for name in ("metering/board.py", "metering/energy.py", "ledger/encoding.py", "config.py"):
-        assert (PACKAGE / name).is_file(), name
+        before = software_id(package)
+        assert (package / name).is_file(), name
+        with (package / name).open("ab") as file:
+            file.write(b"#")
+        assert software_id(package) != before, name
 
 
 def test_what_was_installed_is_verified(package: Path) -> None:
