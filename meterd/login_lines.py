@@ -122,7 +122,7 @@ def decode_line(data: bytes) -> Line | None:
             text[:TEXT_LETTERS_MAX],
             int(entry["__REALTIME_TIMESTAMP"]) // 1_000_000,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
