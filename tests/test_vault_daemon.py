@@ -311,6 +311,8 @@ def test_v2_who_is_erased_stays_so_and_the_account_verifies(home: VaultHouse) ->
         assert receipt["purposes"] == ["contract", "person"]
         assert receipt["time"]
         today = home.files()
+        assert set(today) == {"content-4", "key"}  # nothing of before lies beside it
+        assert b"flat-3" not in today["content-4"]
         assert home.show("flat-3").status == 69
         content = next(data for name, data in yesterday.items() if name != "key")
         home.lay({"content-4": content, "key": today["key"]})  # yesterday's data, today's key

@@ -17,6 +17,7 @@ from meterd.privacy.envelope import (
     device_id,
     device_key,
     found,
+    open_record,
     open_vault,
     seal_to,
 )
@@ -122,6 +123,9 @@ def test_v2_who_is_erased_stays_so_with_yesterdays_content_and_todays_keys() -> 
         after.get("s-1", "name", KEY)
     assert after.get("device", "session-key") == b"of a session"
     files = after.close(draw)
+    assert [subject.name for subject in after.subjects] == ["device"]
+    assert [record.subject for record in after.records] == ["device"]
+    assert b"s-1" not in files.content + files.key
     with pytest.raises(VaultRefusedError, match="the content is older"):
         open_vault(Files(FILES.content, files.key), DEVICE)
     today = open_vault(files, DEVICE)
@@ -196,6 +200,9 @@ def test_v1_a_swapped_record_does_not_open() -> None:
     again = VAULT._replace(records=(name._replace(version=2),))
     with pytest.raises(VaultRefusedError, match="record name of s-1 was changed"):
         again.get("s-1", "name", KEY)
+    key = VAULT._subject_key("s-1", KEY)
+    with pytest.raises(VaultRefusedError, match="record name of s-2 was changed"):
+        open_record(key, name._replace(subject="s-2"))
     short = VAULT._replace(records=(name._replace(sealed=b"short"),))
     with pytest.raises(VaultRefusedError, match="record name of s-1 was changed"):
         short.get("s-1", "name", KEY)
@@ -203,6 +210,8 @@ def test_v1_a_swapped_record_does_not_open() -> None:
 
 def test_v1_each_subject_has_a_key_of_its_own() -> None:
     two = VAULT.with_subject("s-2", draw, SLOW, KEY).put("s-2", "name", b"Eve", draw, KEY)
+    names = ("device", "s-1", "s-2")
+    assert len({two._subject_key(name, KEY) for name in names}) == len(names)
     stolen = tuple(
         each._replace(sealed_key=two.subject("s-2").sealed_key) if each.name == "s-1" else each
         for each in two.subjects
