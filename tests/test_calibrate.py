@@ -20,9 +20,9 @@ from meterd.ctl.calibrate_rules import (
 )
 from meterd.ctl.technician_commands import LINE_LETTERS_MAX, chosen
 from meterd.errors import ConfigError, UsageError
+from tests.ctl_kit import Ctl, Said, ctl
 from tests.daemon_kit import Cable, line, make_house
 from tests.parameters_kit import RECORD, desk, shown, wait_sequence
-from tests.test_ctl import Ctl, Said, ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

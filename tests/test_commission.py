@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterd.ctl import commission_rules as rules
+from tests.ctl_kit import Ctl, Said, ctl
 from tests.daemon_kit import DEADLINE_S, Cable, make_house
 from tests.parameters_kit import OWNER, command, desk, shown, signed, wait_sequence
 from tests.test_calibrate import Speaking
-from tests.test_ctl import Ctl, Said, ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,8 +14,8 @@ import pytest
 
 from meterd.ctl import COMMANDS
 from meterd.ctl.completion import SHELLS, script
+from tests.ctl_kit import Ctl
 from tests.daemon_kit import DEADLINE_S
-from tests.test_ctl import Ctl
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,9 +27,9 @@ from meterd.ledger.block import decode_block
 from meterd.ledger.encoding import encode, seal, take_apart
 from tests import street as streets
 from tests.accounts import config_text, replay_lines
+from tests.ctl_kit import Ctl, at_a_terminal, edit
 from tests.rig import MIDNIGHT_S, Rig
 from tests.street import GRID, HOUSE, KITCHEN, OTHER_HOUSE, REGULATOR, Street, make_street
-from tests.test_ctl import Ctl, at_a_terminal, edit
 
 if TYPE_CHECKING:
     from meterd.ledger.account import Genesis

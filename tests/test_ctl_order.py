@@ -23,8 +23,8 @@ from meterd.ledger.encoding import seal, take_apart
 from meterd.ledger.order import decode_order, open_order
 from tests import street as streets
 from tests.accounts import config_text, replay_lines
+from tests.ctl_kit import Ctl, at_a_terminal
 from tests.street import GRID, HOUSE, KITCHEN, OTHER_HOUSE, REGULATOR, Street, make_street
-from tests.test_ctl import Ctl, at_a_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from meterd.device.keys import create_next_seal, create_seal, load_seals
 from meterd.device.secret import STORE, find_device_key
 from meterd.device.vault import StoredVault, new_passphrase, passphrase_key
 from tests.creds import as_root_with_creds
-from tests.test_ctl import Ctl
+from tests.ctl_kit import Ctl
 
 if TYPE_CHECKING:
     from pathlib import Path

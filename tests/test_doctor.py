@@ -21,8 +21,8 @@ from meterd.ctl.doctor_machine import Machine
 from meterd.ctl.technician_commands import chosen
 from meterd.device.port import open_port
 from meterd.errors import EncodingError, UsageError
+from tests.ctl_kit import Ctl
 from tests.daemon_kit import Cable, House, Program, line, make_house
-from tests.test_ctl import Ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

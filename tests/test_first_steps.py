@@ -13,8 +13,8 @@ from meterd.device.lockdown_device import Gone, Item, Link
 from meterd.errors import ConfigError
 from meterd.init import is_free
 from meterd.peer import run
+from tests.ctl_kit import Ctl
 from tests.street import make_street
-from tests.test_ctl import Ctl
 
 if TYPE_CHECKING:
     from pathlib import Path

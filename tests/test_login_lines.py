@@ -299,8 +299,14 @@ def test_a_line_is_passed_over_that_is(changed: dict[str, object]) -> None:
     assert decode_line(json.dumps(ENTRY | changed).encode()) is None
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-VALUES |= st.lists(VALUES, max_size=3)
+VALUES: st.SearchStrategy[object] = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.lists(st.integers(), max_size=3)
+)
 ENTRIES = st.fixed_dictionaries(
     {}, optional={name: st.just(value) | VALUES for name, value in ENTRY.items()}
 ).map(lambda entry: json.dumps(entry).encode())

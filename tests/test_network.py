@@ -24,7 +24,7 @@ from meterd.ledger.account import decode_genesis
 from meterd.ledger.encoding import key_id
 from meterd.network_file import TEXT_BYTES_MAX, NetworkFile
 from tests.accounts import settings_of
-from tests.test_ctl import Ctl, at_a_terminal, program
+from tests.ctl_kit import Ctl, at_a_terminal, program
 
 if TYPE_CHECKING:
     from meterd.ledger.account import Genesis

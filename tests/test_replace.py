@@ -27,7 +27,7 @@ from tests.test_ctl_order import certify, ctl, touch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.test_ctl import Ctl, Said
+    from tests.ctl_kit import Ctl, Said
 
 __all__ = ["ctl"]
 

@@ -15,8 +15,8 @@ from meterd.init import read_genesis
 from meterd.ledger import report as reports
 from meterd.ledger.report import decode_file, encode_file, encode_side
 from meterd.software import software_id
+from tests.ctl_kit import Ctl, program
 from tests.daemon_kit import Cable, House, line, make_house
-from tests.test_ctl import Ctl, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
