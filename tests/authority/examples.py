@@ -335,3 +335,20 @@ def receipt(item: Block = FIRST_BLOCK, *, network: Ordered | None = None, by: st
     """Return the receipt of a block, certified by itself."""
     network = network or Ordered()
     return Receipt(sealed(item, by), certificate(item, roster=network.roster), network.certified)
+
+
+THREE = VOTERS[:3]
+NEXT = ordered(NEXT_EPOCH)
+FLAGS = FIRST_BLOCK.flags | 8  # another block of the same place: estimated
+
+
+def forked(item: Block) -> Block:
+    """Return another block for the place of `item`."""
+    return item._replace(flags=FLAGS)
+
+
+def strange(item: Block, by: str, epoch: int = 1) -> tuple[bytes, Leaf]:
+    """Return a proof by the key called `by`, whoever has it."""
+    here = leaf(item)
+    message = sign_batch(Header(epoch, 1, bytes(32), 0, 0), [here], key(by), GENESIS.hash)
+    return prove(open_batch(message, GENESIS.hash), 0), here
