@@ -639,7 +639,7 @@ def test_b2_a_name_that_is_no_members_can_neither_write_nor_read(
 
 
 def test_b1_a_member_cannot_take_anothers_name_user_or_session(join: Callable[..., Member]) -> None:
-    kitchen = join("kitchen-12")
+    kitchen = join("kitchen-12", client_id="kitchen-12")  # as devices name themselves
     shed = join("shed-3", client_id="kitchen-12", user="kitchen-12")
     assert shed.publish("m/elm-street/kitchen-12/head") == "Not authorized"
     assert shed.publish("m/elm-street/shed-3/head") == "Success"
