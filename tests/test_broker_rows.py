@@ -26,14 +26,14 @@ from meterd.ledger.account import decode_genesis
 from meterd.ledger.order import decode_order
 from tests.accounts import config_text
 from tests.authority.examples import ENROL, order
-from tests.test_broker_config import Member, ctl, join, made, running, street, street_genesis
-from tests.test_network import FOUR, KITCHEN, founded
+from tests.mosquitto_kit import Member, ctl, join, made, running, street, street_genesis
+from tests.network_kit import FOUR, KITCHEN, founded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.test_broker_config import Street
+    from tests.mosquitto_kit import Street
 
 __all__ = ["join", "made", "running", "street"]
 

@@ -9,7 +9,7 @@ from nacl.signing import SigningKey
 
 from meterd.ctl.public_key import draw_private, public_key
 from meterd.errors import UsageError
-from tests.test_ctl import Ctl, ctl
+from tests.ctl_kit import Ctl, ctl
 
 if TYPE_CHECKING:
     from pathlib import Path
