@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.daemon_kit import House
+    from tests.daemon_kit import House, Program
 
 POLLING_MS = 100
 LATER_S = 86_400
@@ -71,6 +72,15 @@ def say(house: House, cable: Cable, power_w: float, count: int = 3) -> None:
     house.wait_accepted(before + count)
 
 
+@contextmanager
+def metering(house: House, cable: Cable, count: int = 3) -> Iterator[Program]:
+    """Run the meter, and let it count some lines."""
+    with house.run() as meter:
+        meter.hear("port_opened")
+        say(house, cable, 1000, count)
+        yield meter
+
+
 def events(house: House, kind: str) -> list[Event]:
     return [event for event in house.account.events if event.kind == kind]
 
@@ -78,9 +88,7 @@ def events(house: House, kind: str) -> list[Event]:
 def test_s3_a_signed_command_cuts_the_interval_and_counts_from_then_on(
     house: House, cable: Cable
 ) -> None:
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:
         commission(house)
         say(house, cable, 1000)
         told = shown(house)
@@ -102,9 +110,7 @@ def test_s3_a_signed_command_cuts_the_interval_and_counts_from_then_on(
     assert again.command.sequence == decode_parameters(record).sequence == now["sequence"]
     powers = [row.powers_mw[0] for row in house.account.rows]
     assert powers == [1_000_000] * 6 + [1_020_000] * 3
-    with house.run() as meter:  # which closes what the last run has left open
-        meter.hear("port_opened")
-        say(house, cable, 1000, count=1)
+    with metering(house, cable, count=1) as meter:  # which closes what the last run has left open
         assert shown(house)["sequence"] == now["sequence"]
         meter.stop()
     blocks = house.account.blocks
@@ -129,9 +135,7 @@ def refused(house: House, message: str) -> str:
 def test_s3_what_is_unsigned_replayed_reordered_or_anothers_is_refused_by_name(
     house: House, cable: Cable
 ) -> None:
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:
         told = shown(house)
         change = command(told, {"clamp.1.scale": "1.02"})
         assert "not commissioned" in refused(house, signed(change))
@@ -184,9 +188,7 @@ def test_s3_a_change_of_the_file_alone_has_no_effect_and_is_an_alarm(
 ) -> None:
     text = house.config.read_text()
     edited = text.replace('role = "mains"', 'role = "mains"\nscale = 0.5')
-    with house.run() as meter:  # not commissioned: the file decides
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:  # not commissioned: the file decides
         commission(house)
         meter.stop()
     house.config.write_text(edited)
@@ -214,9 +216,7 @@ def test_s3_a_change_of_the_file_alone_has_no_effect_and_is_an_alarm(
 def test_a_file_that_a_command_has_overtaken_is_no_alarm_until_it_is_edited(
     house: House, cable: Cable
 ) -> None:
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:
         told = commission(house)
         desk(house).call("Change", command=signed(command(told, {"clamp.1.reversed": "true"})))
         wait_sequence(house, told["sequence"] + 1)
@@ -235,9 +235,7 @@ def test_a_stop_that_comes_with_a_change_ends_the_meter(house: House, cable: Cab
     """The change is durable, and the next start begins under it; nothing ignores the signal."""
     scale = ""
     for number in range(10):
-        with house.run() as meter:
-            meter.hear("port_opened")
-            say(house, cable, 1000, count=1)
+        with metering(house, cable, count=1) as meter:
             told = shown(house) if number else commission(house)
             assert not number or told["settings"]["clamp.1.scale"] == scale
             scale = f"1.{number + 1:02}".rstrip("0")
@@ -253,9 +251,7 @@ def test_a_stop_that_comes_before_a_change_is_durable_ends_the_meter(
 ) -> None:
     """The answer that follows the stop may not undo it, however slow the card is."""
     slow = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=600ms")
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000, count=1)
+    with metering(house, cable, count=1) as meter:
         told = commission(house)
         meter.stop()
     with house.run(wrap=strace(*slow, out=tmp_path / "trace")) as meter:
@@ -303,9 +299,7 @@ def forge(house: House, **changed: str) -> None:
 def test_s3_a_record_that_was_written_on_the_card_is_not_gone_by(
     house: House, cable: Cable, forged: dict[str, str]
 ) -> None:
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:
         commission(house)
         say(house, cable, 1000)
         meter.stop()
@@ -323,9 +317,7 @@ def test_s3_a_record_that_was_written_on_the_card_is_not_gone_by(
 
 
 def test_a_second_change_waits_for_the_first(house: House, cable: Cable) -> None:
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:
         told = commission(house)
         one, other = (signed(command(told, {"clamp.1.scale": scale})) for scale in ("1.01", "1.02"))
         desk(house).call("Change", command=one)
@@ -337,9 +329,7 @@ def test_a_second_change_waits_for_the_first(house: House, cable: Cable) -> None
 
 
 def test_a_kill_after_the_answer_loses_no_change(house: House, cable: Cable) -> None:
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000)
+    with metering(house, cable) as meter:
         told = commission(house)
         desk(house).call("Change", command=signed(command(told, {"clamp.1.scale": "1.5"})))
         meter.process.kill()
@@ -389,9 +379,7 @@ def test_a_commissioning_is_refused_with(
     house: House, cable: Cable, record: str, owner: str, refusal: tuple[type[MeterdError], str]
 ) -> None:
     kind, problem = refusal
-    with house.run() as meter:
-        meter.hear("port_opened")
-        say(house, cable, 1000, count=1)
+    with metering(house, cable, count=1) as meter:
         with pytest.raises(kind, match=problem):
             desk(house).call("Commission", record=record, owner=owner)
         assert shown(house)["signed"] == {}
