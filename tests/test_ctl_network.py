@@ -221,6 +221,7 @@ def test_what_a_peer_process_shows_has_the_shape_that_is_read(street: Path) -> N
     shown = json.loads((street / KITCHEN / "line" / "peer.json").read_text())
     assert shown.keys() == _SHAPE.keys()
     for table in ("brokers", "peers", "chains"):
+        assert shown[table], table
         assert all(entry.keys() == _ROWS[table].keys() for entry in shown[table])
 
 
