@@ -296,8 +296,13 @@ def test_e2_a_magnet_is_an_event_and_an_alarm_while_it_is_there(
     house.set(factory.pin(MAGNET).drive_low)
     house.turn()
     assert (house.book.kinds, list(house.book.alarms)) == (["magnet"], ["magnet"])
+    pending = [house.guard.pending]
+    house.write()
+    pending.append(house.guard.pending)
     house.set(factory.pin(MAGNET).drive_high)
     house.turn()
+    pending.append(house.guard.pending)
+    assert pending == [True, False, True], "it waits for the next samples"
     assert (house.book.kinds, house.book.alarms) == (["magnet", "magnet_gone"], {})
     house.close()
 
