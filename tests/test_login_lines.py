@@ -315,6 +315,7 @@ ENTRIES = st.fixed_dictionaries(
 @given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()) | ENTRIES)
 @example(json.dumps(ENTRY).encode())
 @example(json.dumps(ENTRY | {"_PID": float("inf")}).encode())
+@example(json.dumps(ENTRY | {"MESSAGE": "x" * 9999}).encode())
 def test_any_bytes_are_a_line_or_passed_over(data: bytes) -> None:
     found = decode_line(data)
     if found is not None:
