@@ -1,42 +1,24 @@
-"""What is changed in a stored account is found, at its interval; what cannot be found is shown.
-
-The rule of the byte: where the first byte that differs lies says which block the damage belongs to
-(`Stored.owners`). A changed byte of the blocks stream belongs to its block, an event to the first
-block that counts it, a row to the block that takes it, a header to the first record behind it, and
-what is added behind a segment to its last record. What no block seals is a tail in the last
-segment, and bad where the next header has counted it.
-"""
+"""What is changed in a stored account is found, at its interval; what cannot be found is shown."""
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
-from meterd.ledger.account import decode_genesis
 from meterd.ledger.segment import STREAMS
 from meterd.ledger.verdict import Known, Verdict
-from tests.accounts import replay_lines
 from tests.ledger.memory import (
     DAY_ONE,
     DAY_TWO,
-    HOUSEHOLD_CONFIG,
-    STRANGER_SEED,
-    Owner,
     Stored,
     Street,
     adaptor_account,
     full_account,
     held_account,
-    household_lines,
     judge_as_read,
     lossy_account,
     open_account,
@@ -45,32 +27,20 @@ from tests.ledger.memory import (
     remembering,
     sealed_account,
     unplaced_account,
-    untraced,
 )
+from tests.tampering_kit import NOTHING, assert_found, foreign, sealed, uncounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-NOTHING = Owner(0, None)
-METERCTL = str(Path(sys.executable).with_name("meterctl"))
+__all__ = ["foreign", "sealed", "uncounted"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _remembering() -> Iterator[None]:
     with remembering():
         yield
-
-
-@pytest.fixture
-def uncounted() -> Iterator[None]:
-    with untraced():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """Six intervals, two runs, a gap block, a midnight, a circuit: all of it sealed."""
-    return sealed_account(tmp_path_factory.mktemp("sealed") / "account")
 
 
 @pytest.fixture(scope="module")
@@ -86,94 +56,10 @@ def sibling(tmp_path_factory: pytest.TempPathFactory) -> Stored:
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """The same readings in the account of another key."""
-    return sealed_account(tmp_path_factory.mktemp("foreign") / "account", seed=STRANGER_SEED)
-
-
-@pytest.fixture(scope="module")
 def eventless(sealed: Stored) -> Verdict:
     """The verdict on the sealed account without its last event, which is of its last block."""
     number = sealed.last("events")
     return sealed.relinked("events", number, sealed.bodies("events", number)[:-1]).judge()
-
-
-# --- where damage belongs ---------------------------------------------------------------------
-
-
-class Belongs(NamedTuple):
-    """Where damage must be found.
-
-    `owner` is its block; `tail` says that nothing durable lies behind it; `segment` and `offset`
-    are the record's, or None where it has none of its own.
-    """
-
-    stream: str
-    owner: Owner
-    tail: bool
-    segment: int
-    offset: int | None
-
-
-def first_difference(clean: bytes, tampered: bytes) -> int:
-    """Return the first byte that differs; the shorter one's length where it begins the other."""
-    at, size = 0, min(len(clean), len(tampered))
-    while at < size:  # by halves: a comparison of slices runs in C
-        step = min(64, size - at)
-        if clean[at : at + step] != tampered[at : at + step]:
-            return next(i for i in range(at, at + step) if clean[i] != tampered[i])
-        at += step
-    return size
-
-
-def belongs(clean: Stored, stream: str, tampered: Stored) -> Belongs:
-    """Return where damage to one stream belongs, by the first byte that differs."""
-    owners = clean.owners(stream)
-    last = clean.last(stream)
-    number = next(
-        number
-        for number in sorted({*clean.streams[stream], *tampered.streams[stream]})
-        if clean.streams[stream].get(number) != tampered.streams[stream].get(number)
-    )
-    if number > last:
-        return Belongs(stream, NOTHING, tail=True, segment=number, offset=0)
-    if number not in tampered.streams[stream]:
-        _, _, owner = owners[number][0]
-        return Belongs(stream, owner, owner == NOTHING and number == last, number, None)
-    at = first_difference(clean.segment(stream, number), tampered.segment(stream, number))
-    begin, end, owner = next((s for s in owners[number] if at < s[1]), owners[number][-1])
-    behind = at >= end
-    tail = number == last and (behind or owner == NOTHING)
-    return Belongs(stream, owner, tail, number, None if behind else begin)
-
-
-def assert_found(clean: Stored, stream: str, tampered: Stored, *, exact: bool = True) -> None:
-    """Assert that tampering with one stream is found at its interval.
-
-    If `exact`, it is laid to the stream and to the record. Records that the same key sealed or the
-    same header linked, in another life, hold in themselves: what contradicts them is named then.
-    """
-    where = belongs(clean, stream, tampered)
-    verdict = tampered.judge()
-    if where.tail:
-        assert verdict.verdict == "good", (where, verdict.first_bad)
-        assert verdict.tail is not None, where
-        assert (verdict.tail.stream, verdict.tail.segment) == (stream, where.segment)
-        return
-    height, start_s = where.owner
-    if where.owner == NOTHING:
-        head = clean.judge().head
-        assert head is not None
-        height, start_s = head.height + 1, head.end_s
-    bad = verdict.first_bad
-    assert bad is not None, where
-    assert verdict.verdict == "bad"
-    assert bad.height == height, (where, bad)
-    assert bad.stream == stream or not exact, (where, bad)
-    # Where another first block was put, sealed by the same key, its start can be told.
-    assert bad.start_s == start_s or (stream, height) == ("blocks", 1), (where, bad)
-    if exact and where.offset is not None:
-        assert (bad.segment, bad.offset) == (where.segment, where.offset), bad
 
 
 # --- single bytes -----------------------------------------------------------------------------
@@ -561,198 +447,3 @@ def test_power_failing_anywhere_leaves_an_account_that_goes_on_and_is_good(tmp_p
         tail = state.judge().tail
         told = any(event.kind == "torn_tail" for event in again.stored.events)
         assert told == (tail is not None and (tail.data != b"" or tail.offset == 0))
-
-
-def pruned_account(state: Path) -> Stored:
-    """Return an account whose first two segments of samples an event says were pruned."""
-    street = Street(state).feed(*DAY_ONE).restart().feed(*DAY_TWO)
-    for number in (1, 2):
-        stored = street.stored
-        following, _ = stored.header("samples", number + 1)
-        rows = len(stored.bodies("samples", number))
-        details = stored.pruned_details(number, rows, following.previous_digest)
-        street.event("pruned", details).commit()
-    return street.feed((118, 80, 4)).finish().stored
-
-
-def test_samples_that_were_rightly_pruned_are_good(tmp_path: Path) -> None:
-    stored = pruned_account(tmp_path / "account")
-    for gone in ((), (1,), (1, 2)):
-        account = stored
-        for number in gone:
-            account = account.with_segment("samples", number, None)
-        verdict = account.judge()
-        assert (verdict.verdict, verdict.first_bad, verdict.pruned) == ("good", None, 2)
-
-
-def test_samples_that_are_gone_without_an_event_are_bad(sealed: Stored) -> None:
-    gone = sealed.with_segment("samples", 1, None)
-    verdict = gone.judge()
-    assert verdict.first_bad is not None
-    assert (verdict.first_bad.height, verdict.first_bad.segment) == (1, 1)
-    told_of_one = gone.with_segment("samples", 2, None)
-    told_of_one = told_of_one.with_pruned(1, 4, previous_digest(sealed, 2))
-    verdict = told_of_one.judge()
-    assert verdict.first_bad is not None
-    assert (verdict.first_bad.height, verdict.first_bad.segment) == (3, 2)
-
-
-def previous_digest(stored: Stored, number: int) -> bytes:
-    header, _ = stored.header("samples", number)
-    return header.previous_digest
-
-
-@pytest.mark.parametrize("rows", [3, 5])
-def test_an_event_that_counts_pruned_rows_wrongly_is_found(sealed: Stored, rows: int) -> None:
-    digest = previous_digest(sealed, 2)
-    verdict = sealed.with_segment("samples", 1, None).with_pruned(1, rows, digest).judge()
-    assert verdict.verdict == "bad"
-
-
-def test_a_pruning_that_the_meter_did_not_seal_is_found(sealed: Stored) -> None:
-    """Links have no key: whoever writes the card may say that samples went."""
-    full = previous_digest(sealed, 2)
-    gone = sealed.with_segment("samples", 1, None)
-    assert gone.with_pruned(1, 4, full).judge().verdict == "good"
-    details = sealed.pruned_details(1, 4, full)
-    forged = [
-        sealed.pruned_details(1, 4, full, STRANGER_SEED),
-        details[:3],
-        (*details[:3], ("seal", b"")),
-        (("segment", 2), *details[1:]),
-        (details[0], ("rows", 3), *details[2:]),
-    ]
-    for said in forged:
-        bad = gone.with_event("pruned", said).judge().first_bad
-        assert bad is not None
-        assert bad.stream in {"events", "samples"}
-
-
-def test_an_event_that_names_another_end_of_what_was_pruned_is_found(sealed: Stored) -> None:
-    verdict = sealed.with_segment("samples", 1, None).with_pruned(1, 4, bytes(32)).judge()
-    assert verdict.first_bad is not None
-    assert (verdict.first_bad.segment, verdict.first_bad.height) == (2, 3)
-    assert "does not follow the segment before" in verdict.first_bad.reason
-
-
-def test_a_pruned_account_is_judged_as_strictly_as_any(tmp_path: Path) -> None:
-    stored = pruned_account(tmp_path / "account")
-    for number in (1, 2):
-        stored = stored.with_segment("samples", number, None)
-    for stream in STREAMS:
-        for number in stored.numbers(stream):
-            data = stored.segment(stream, number)
-            for at in range(0, len(data), 3):
-                changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-                verdict = stored.with_segment(stream, number, changed).judge()
-                named = verdict.first_bad or verdict.tail
-                assert named is not None
-                assert named.stream == stream
-
-
-# --- a large account, and the program ---------------------------------------------------------
-
-
-def changed_at_random(stored: Stored, draw: random.Random) -> tuple[str, str, Stored]:
-    """Return what was done to which stream, and the account after it."""
-    stream = draw.choice(STREAMS)
-    number = draw.choice(stored.numbers(stream))
-    data = stored.segment(stream, number)
-    at = draw.randrange(len(data))
-    to = draw.randrange(at, min(len(data), at + 2000)) + 1
-    how = draw.choice(("bit", "byte", "delete", "insert", "double", "cut", "reverse", "segment"))
-    new: bytes | None = {
-        "bit": data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :],
-        "byte": data[:at] + bytes([data[at] ^ draw.randrange(1, 256)]) + data[at + 1 :],
-        "delete": data[:at] + data[to:],
-        "insert": data[:at] + draw.randbytes(to - at) + data[at:],
-        "double": data[:to] + data[at:to] + data[to:],
-        "cut": data[:at],
-        "reverse": data[:at] + data[at:to][::-1] + data[to:],
-        "segment": None,
-    }[how]
-    return f"{how} {stream} {number} {at}:{to}", stream, stored.with_segment(stream, number, new)
-
-
-@pytest.mark.usefixtures("uncounted")
-def test_a_random_sample_of_changes_to_28_days_of_a_household_is_found(
-    data_dir: Path, tmp_path: Path
-) -> None:
-    replay_lines(household_lines(data_dir), HOUSEHOLD_CONFIG, tmp_path / "account")
-    clean = Stored.read(tmp_path / "account")
-    verdict = clean.judge()
-    assert (verdict.verdict, verdict.tail) == ("good", None)
-    assert (verdict.blocks, verdict.records) == (1344, 40_318)
-    draw = random.Random(2007)
-    for _ in range(120):
-        what, stream, tampered = changed_at_random(clean, draw)
-        if tampered.streams[stream] != clean.streams[stream]:
-            with note(what):
-                assert_found(clean, stream, tampered)
-
-
-@contextmanager
-def note(what: str) -> Iterator[None]:
-    """Say what was tampered with where an assertion fails."""
-    try:
-        yield
-    except AssertionError as error:
-        error.add_note(what)
-        raise
-
-
-def test_a_sample_of_changes_is_found_by_the_program(sealed: Stored, tmp_path: Path) -> None:
-    account = tmp_path / "account"
-    draw = random.Random(20)
-    for _ in range(20):
-        what, stream, tampered = changed_at_random(sealed, draw)
-        tampered.write(account)
-        where = belongs(sealed, stream, tampered)
-        code, said = run_verify(account)
-        with note(what):
-            if where.tail:
-                assert (code, said["verdict"], said["tail"]["stream"]) == (0, "good", stream)
-            else:
-                assert (code, said["verdict"]) == (1, "bad")
-                named = said["first_bad"]
-                assert (named["stream"], named["height"]) == (stream, where.owner.height)
-                assert named["start_s"] == where.owner.start_s
-    sealed.write(account)
-    assert run_verify(account) == (
-        0,
-        {
-            "verdict": "good",
-            "blocks": 6,
-            "records": 10,
-            "first_bad": None,
-            "tail": None,
-            "key": "self-asserted",
-        },
-    )
-
-
-def run_verify(account: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [METERCTL, "verify", str(account), "--json", *arguments],
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, json.loads(done.stdout)
-
-
-def test_the_program_holds_an_account_against_a_known_head_and_key(
-    sealed: Stored, foreign: Stored, tmp_path: Path
-) -> None:
-    account = tmp_path / "account"
-    sealed.write(account)
-    head = sealed.judge().head
-    assert head is not None
-    key = decode_genesis(sealed.genesis).meters[0].sealing_key.hex()
-    code, said = run_verify(account, "--key", key, "--head", f"6:{head.block_hash.hex()}")
-    assert (code, said["key"]) == (0, "given")
-    code, said = run_verify(account, "--head", f"7:{bytes(32).hex()}")
-    assert (code, said["first_bad"]["height"]) == (1, 7)
-    strange = decode_genesis(foreign.genesis).meters[0].sealing_key.hex()
-    code, said = run_verify(account, "--key", strange)
-    assert (code, said["first_bad"]["stream"]) == (1, "genesis")
