@@ -20,13 +20,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterd import ctl
+from meterd.authority.attestation import Header, sign_batch
 from meterd.authority.effects import Persist, Received
 from meterd.ctl import COMMANDS
 from meterd.device.control_roles import ROLES
-from meterd.ledger.encoding import encode, seal
+from meterd.ledger.encoding import encode, key_id, seal
 from meterd.metering.board import LAYOUTS, BoardDecoder
 from tests.accounts import config_text, replay_lines
-from tests.authority.examples import GENESIS, HOUSE, OTHER_HOUSE, chain, key, sealed
+from tests.authority.examples import (
+    GENESIS,
+    HOUSE,
+    NOW_S,
+    OTHER_HOUSE,
+    chain,
+    key,
+    leaf,
+    public,
+    sealed,
+)
 from tests.device.test_control import served
 from tests.fuzz.targets import RULES
 from tests.net import SEALED, Net, flipped
@@ -56,7 +67,8 @@ OUT_OF_RANGE = {  # the fuse of the rules is 60 A, their voltage 230 V: 22080 W 
     "Vrms": (b"4294967.296", b"-0.1"),
 }
 COMMANDS_OF_NO_BOARD = (b"reset", b"AT+RST", b"registers=0", b"interval", b"err", b"#", b"11;reset")
-FIFTH = sealed(chain(5)[4])
+FIFTH_BLOCK = chain(5)[4]
+FIFTH = sealed(FIFTH_BLOCK)
 WRONG = ("--no-such-option", "--no-such-option=1", "--s\x00", "-\u2212")
 
 
@@ -180,17 +192,39 @@ def assert_refused(layout: str, fields: list[bytes]) -> None:
     assert reading.line + b"\r\n" == good
 
 
+@cache
+def settled() -> Net:
+    net = Net()
+    net.settle(6)
+    net.seal(*SEALED)
+    net.settle()
+    return net
+
+
+@cache
+def attested() -> bytes:
+    """The next batch of votes of a house, which goes on behind its last one."""
+    last = settled().nodes[OTHER_HOUSE].gossip.sequences[key_id(public(f"{HOUSE} votes"))]
+    header = Header(1, last.number + 1, last.batch_hash, NOW_S, 0)
+    return sign_batch(header, [leaf(FIFTH_BLOCK)], key(f"{HOUSE} votes"), GENESIS.hash)
+
+
+def would_count(kind: str) -> bytes:
+    return FIFTH if kind == "a block" else attested()
+
+
+COUNTS = st.sampled_from(["a block", "votes"]).map(would_count)
 NOT_OFFERED = st.one_of(
     st.binary(max_size=300),
-    st.integers(0, 8 * len(FIFTH) - 1).map(lambda bit: flipped(FIFTH, bit)),
-    st.integers(0, len(FIFTH) - 1).map(lambda size: FIFTH[:size]),
+    st.builds(lambda data, at: flipped(data, at % (8 * len(data))), COUNTS, st.integers(0, 2**20)),
+    st.builds(lambda data, size: data[: size % len(data)], COUNTS, st.integers(0, 2**20)),
     st.sampled_from(["command", "reset", "block/v2", "order/v0", "head/v9", "orders/v1"]).map(
         lambda kind: seal(
             encode([f"meterd/{kind}", HOUSE, 1 << 40, 5]), key(f"{HOUSE} votes"), GENESIS.hash
         )
     ),
 )
-"""Noise, the next block with a bit changed or cut off, and what is rightly signed and no kind."""
+"""Noise, what would count with a bit changed or cut off, and what is rightly signed and no kind."""
 
 
 @settings(deadline=None, max_examples=200)
@@ -205,18 +239,10 @@ def test_s4_no_bytes_from_the_broker_change_what_a_node_believes(messages: list[
     assert node.state == before
 
 
-def test_the_next_block_from_the_broker_does_change_it() -> None:
+@pytest.mark.parametrize("kind", ["a block", "votes"])
+def test_what_counts_from_the_broker_does_change_it(kind: str) -> None:
     """So that the test above can fail."""
     node = settled.__wrapped__().nodes[OTHER_HOUSE]
     before = node.state
-    node.feed(Received(HOUSE, FIFTH))
+    node.feed(Received(HOUSE, would_count(kind)))
     assert node.state != before
-
-
-@cache
-def settled() -> Net:
-    net = Net()
-    net.settle(6)
-    net.seal(*SEALED)
-    net.settle()
-    return net
