@@ -348,6 +348,8 @@ def hold_until_killed(pid: int) -> int:
 
 def test_h2_a_measuring_loop_that_hangs_alone_is_killed_and_started_again(device: Machine) -> None:
     """The other threads of the process go on, and none of them pings in its place."""
+    shipped = (ROOT / "systemd" / METER).read_text()  # the device's own is shorter, and hides it
+    assert re.search(r"^WatchdogSec=[1-9][0-9]*s$", shipped, flags=re.MULTILINE)
     pid = device.shown(METER, "MainPID")
     threads = ("ls", f"/proc/{pid}/task")
     device.until(lambda: len(device.run(*threads).split()) > 1, "a thread that writes the card")
