@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meterd.config import Mistake, Settings, check
+from meterd.config import Settings, check
+from meterd.config_tables import Mistake
 
 LEAST = """\
 [meter]
