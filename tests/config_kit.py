@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from meterd.config import Settings, check
-from meterd.config_tables import Mistake
+
+if TYPE_CHECKING:
+    from meterd.config_tables import Mistake
 
 LEAST = """\
 [meter]
