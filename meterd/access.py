@@ -55,6 +55,7 @@ class Access:
         self.inside = inside
         self.untold = 0
         self._last: Details = ()
+        self._ended = False
 
     def login(self, who: Technician, key: str, source: str) -> None:
         """Append the event that a session has begun.
@@ -92,6 +93,7 @@ class Access:
         """Append, or count, that somebody was not let in; return whether it is an event.
 
         Raises:
+            BusyError: The meter stops, and what it counted has been told: the next one hears this.
             UsageError: A word is none of ours.
         """
         key, account, reason, source, at_s = who
@@ -103,6 +105,8 @@ class Access:
             *(("account", account), ("reason", reason)),
             *(("source", _plain(source)), ("at_s", at_s)),
         )
+        if self._ended:
+            raise BusyError("the meter stops", hint="tell it to the next one")
         if _plain(key) in self._known:
             return True
         self._known.append(key)
@@ -115,10 +119,15 @@ class Access:
     def turn(self) -> None:
         """Tell of those that were counted, once there is a ration for it again."""
         if self.untold and self._refusals.take(self._now_ms()):
-            self.end()
+            self._tell_counted()
 
     def end(self) -> None:
-        """Tell of those that were counted, now: the last, and how many besides."""
+        """Tell of those that were counted, and take no more: nobody would be told of them."""
+        self._ended = True
+        self._tell_counted()
+
+    def _tell_counted(self) -> None:
+        """Tell of those that were counted: the last, and how many besides."""
         if self.untold:
             untold, self.untold = self.untold - 1, 0
             more: Details = (("untold", untold),) if untold else ()

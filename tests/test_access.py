@@ -100,6 +100,15 @@ def test_e1_whoever_is_refused_is_rationed_and_none_is_lost() -> None:
     assert desk.counted == 103
 
 
+def test_e1_a_refusal_that_comes_behind_the_last_word_of_a_meter_is_left_to_the_next() -> None:
+    desk = Desk()
+    desk.refuse(EVENTS_AT_ONCE)
+    desk.access.end()
+    with pytest.raises(BusyError, match="the meter stops"):
+        desk.refuse(1, "192.0.2.8")
+    assert (desk.counted, desk.access.untold) == (EVENTS_AT_ONCE, 0)
+
+
 def test_e1_a_refusal_that_is_told_again_is_the_same() -> None:
     desk = Desk()
     assert [desk.access.refused(SOMEBODY) for _ in range(3)] == [True] * 3
