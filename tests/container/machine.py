@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import shutil
 import subprocess
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 120.0  # only a failing test waits this long
 PORT = "/dev/ttyAMA0"
+METER = "meterd.service"
 INSIDE = ("env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8")
 
 
@@ -59,21 +63,46 @@ class Tree:
         return int(self.run("id", "-u", user))
 
 
+def _groups() -> Path:
+    """Return where the kernel's second account of processes is, on whatever host this is."""
+    beside = Path("/sys/fs/cgroup/unified")
+    return beside if beside.exists() else Path("/sys/fs/cgroup")
+
+
+def _in_a_group(group: Path) -> tuple[str, ...]:
+    """Return the words that start a program in a group of processes of its own.
+
+    Two machines in one group would have one `system.slice`, and each would tidy the other's.
+    """
+    script = 'mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec "$@"'
+    return ("sh", "-c", script, str(group))
+
+
 class Machine:
-    """A tree that is booted."""
+    """A tree that is booted.
+
+    Attributes:
+        name: No other machine has it, of this process or of another.
+        log: What its console said.
+    """
+
+    _numbers = count(1)
 
     def __init__(self, tree: Tree, *, board: Path | None = None) -> None:
         """Prepare; `board` is the pty that the port of the board is."""
         self.tree, self._board = tree, board
         self._process: subprocess.Popen[bytes] | None = None
         self._init = ""
+        self.name = f"meterd-{os.getpid()}-{next(self._numbers)}"
+        self._group = _groups() / self.name
         self.log = tree.own.parent / "console"
 
     def __enter__(self) -> Self:
         """Boot it; return once it says that all units are started."""
         command = [
+            *_in_a_group(self._group),
             *("systemd-nspawn", "--quiet", "--boot", f"--directory={self.tree.path}"),
-            *(f"--machine=meterd-{os.getpid()}", "--register=no", "--keep-unit"),
+            *(f"--machine={self.name}", "--register=no", "--keep-unit"),
             *("--private-network", "--system-call-filter=bpf"),
             "--capability=CAP_BPF,CAP_NET_ADMIN",
             *([f"--bind={self._board}:{PORT}"] if self._board else []),
@@ -105,6 +134,19 @@ class Machine:
             self._process.kill()
             self._process.wait()
         self._process = None
+        self.until(self._is_gone, "the last of its processes ends")
+
+    def _is_gone(self) -> bool:
+        """Remove its group of processes; return whether none was left in it."""
+        try:
+            for group in sorted(self._group.rglob("*/"), reverse=True):
+                group.rmdir()
+            self._group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
 
     def _is_up(self) -> bool:
         assert self._process is not None
@@ -140,13 +182,24 @@ class Machine:
         return done.stdout
 
     def restart(self, unit: str) -> None:
-        """Start a unit, anew if it runs; return once it runs, by its own `Restart=` if need be."""
+        """Start a unit, anew if it runs; return once it runs, by its own `Restart=` if need be.
+
+        The meter says that it is ready once it meters, and answers a moment later.
+        """
         self.run("systemctl", "restart", unit, check=False)
         try:
             self.until(lambda: self.shown(unit, "ActiveState") == "active", f"{unit} runs")
+            if unit == METER:
+                self.until(self.meter_answers, f"{unit} answers")
         except AssertionError:
             said = self.run("journalctl", "--namespace=*", "--no-pager", "--lines=60", check=False)
             pytest.fail(f"{unit} does not start:\n{said}")
+
+    def meter_answers(self) -> bool:
+        """Return whether the meter does, and not the account in its place."""
+        said = self.run("meterctl", "status", "--json", check=False)
+        lines = [line for line in said.splitlines() if line.startswith("{")]
+        return bool(lines) and json.loads(lines[-1])["source"] == "daemon"
 
     def outside(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the host in the network of this machine; return what came of it."""

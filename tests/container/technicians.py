@@ -152,6 +152,7 @@ class Caller:
 
     def records(self) -> list[dict[str, str]]:
         """Return what the journal says of whoever came from this address, oldest first."""
+        self.device.run("journalctl", "--namespace=meterd", "--sync")
         said = self.device.run(
             *("journalctl", "--namespace=meterd", "--no-pager", "--output=json"),
             f"METERD_SOURCE={self.source}",

@@ -25,6 +25,7 @@ SOURCES = (f"127.0.{high}.{low}" for high in count(1) for low in range(1, 255))
 AT_ONCE = 16  # events of one kind of caller, before they are rationed
 EXPOSURE_MAX = 12  # tenths, as `systemd-analyze security` counts them
 LINE = "/run/meterd.line"
+KEPT = "/run/meterd-logins/read"  # where the watcher has read to, and what it told
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,8 @@ def test_e1_a_flood_of_refused_logins_does_not_fill_the_card_and_is_counted(
     callers = [Caller(device, "bare", next(SOURCES), certified=False) for _ in range(40)]
     for someone in callers:
         someone.ssh("status")
+    last = callers[-1].source
+    device.until(lambda: last in device.run("cat", KEPT, check=False), "the watcher is through")
     device.run("systemctl", "stop", METER)  # what was counted is told at a stop
     again(device, METER)
     sources = {someone.source for someone in callers}

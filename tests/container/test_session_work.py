@@ -18,7 +18,7 @@ from tests.container.build import BASE, VENV
 from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
 from tests.container.machine import Machine, Tree
 from tests.container.technicians import Caller, admit
-from tests.container.test_units import certified
+from tests.container.test_units import METER, certified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +64,9 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture
 def caller(device: Machine) -> Callable[..., Caller]:
-    """Callers, each from an address of its own."""
+    """Callers, each from an address of its own, with a whole ration of logins and commands."""
+    device.run("systemctl", "reset-failed", METER)
+    device.restart(METER)
 
     def come(name: str) -> Caller:
         return Caller(device, name, next(SOURCES))
@@ -85,10 +87,12 @@ def commissioned(device: Machine) -> list[dict[str, Any]]:
 
 def at_a_terminal(caller: Caller, script: str) -> str:
     """Let somebody type at a session's terminal, as `script` does; return what stands there."""
-    feed = f"{{\n{script}\n}} | {caller.line('-tt')}\n"
+    caller.device.run("truncate", "--size=0", SHOWN)
+    feed = f"{{\n{script}\n}} | {caller.line('-tt')} | tee {SHOWN}\n"
     return caller.device.run("timeout", "120", "bash", "-c", feed, check=False)
 
 
+SHOWN = "/root/shown"  # what stands at the terminal so far
 RUNS = "pgrep --uid technician --full 'meterctl commission' >/dev/null"
 
 
@@ -134,9 +138,8 @@ def test_a2_an_interrupt_at_a_question_ends_the_commissioning_and_not_the_sessio
     said = at_a_terminal(
         jo,
         f"""\
-echo 'commission --check --again --seconds 3'
-until {RUNS}; do sleep 0.1; done
-sleep 6
+echo 'commission --check --again --seconds 10'
+until grep -q 'Enter when it is so' {SHOWN}; do sleep 0.1; done
 printf '\\003'
 while {RUNS}; do sleep 0.1; done
 printf 'version\\nexit\\n'
@@ -150,7 +153,7 @@ printf 'version\\nexit\\n'
         for one in jo.records()
         if one["METERD_EVENT"] == "technician_result"
     ]
-    assert results == [("'commission --check --again --seconds 3'", True), ("'version'", False)]
+    assert results == [("'commission --check --again --seconds 10'", True), ("'version'", False)]
     assert commissioned(device) == before
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(400)  # whichever comes first boots the machine
+pytestmark = pytest.mark.timeout(600)  # whichever comes first boots the machine
 
 NAMES = ("prune", "check", "anchor")
 EXPOSURE_MAX = 12  # tenths, as row H1 has it for the meter itself
