@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ SIM_POLLING_MS = 1000
 SIM_NOISE_W = "2"
 OPENING_S_MAX = 3.0  # a board that was reset by the opening of its port speaks again by then
 PATIENCE_S = 20.0  # over what the board's cadence asks, for a start on a slow card
+END = b"END"
 WIRED = (sys.executable, "-m", "hw_tests.wired_meter")
 
 
@@ -188,16 +190,49 @@ class Rig(ABC):
         return heard, ends_s
 
     @contextlib.contextmanager
-    def manager(self, watchdog_s: float) -> Iterator[tuple[dict[str, str], socket.socket]]:
-        """Be the service manager: what the meter is told of it, and where its notices come."""
+    def manager(self, watchdog_s: float) -> Iterator[Manager]:
+        """Be the service manager, who reads at once: a meter must never wait for it."""
         self.notices.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
             inbox.bind(str(self.notices))
-            inbox.settimeout(watchdog_s)
-            yield (
-                {"NOTIFY_SOCKET": str(self.notices), "WATCHDOG_USEC": str(int(watchdog_s * 1e6))},
-                inbox,
-            )
+            told = {"NOTIFY_SOCKET": str(self.notices), "WATCHDOG_USEC": f"{watchdog_s * 1e6:.0f}"}
+            manager = Manager(told, self.notices)
+            reader = threading.Thread(target=manager.read, args=(inbox,))
+            reader.start()
+            try:
+                yield manager
+            finally:
+                manager.say(END)
+                reader.join()
+
+
+class Manager:
+    """Stands in for systemd.
+
+    Attributes:
+        environ: What a meter is told of it.
+        heard: The notices so far, in the order in which they were sent.
+    """
+
+    def __init__(self, environ: dict[str, str], path: Path) -> None:
+        """Prepare one whose inbox is at `path`."""
+        self.environ, self._path = environ, path
+        self.heard: list[bytes] = []
+
+    def read(self, inbox: socket.socket) -> None:
+        """Read notices until its own last."""
+        while (notice := inbox.recv(4096)) != END:
+            self.heard.append(notice)
+
+    def say(self, word: bytes) -> None:
+        """Send it a notice, behind all that was sent before."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(word, str(self._path))
+
+    @property
+    def pings(self) -> int:
+        """How often the watchdog was told so far that the meter lives."""
+        return self.heard.count(b"WATCHDOG=1")
 
 
 class PiRig(Rig):

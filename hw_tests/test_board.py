@@ -86,8 +86,8 @@ def test_a_cable_that_is_pulled_is_an_alarm_and_a_gap_without_energy(rig: Rig) -
         rig.live(0)
         told = rig.told("Registers")
         assert meter.stop() == 0
-    assert told["gaps"] == 1
-    lines = told["readings"]["accepted"] - 2  # a line each before the first and behind the hole
+    assert told["gaps"] >= 1
+    lines = told["readings"]["accepted"] - 1 - told["gaps"]  # nothing is known before each first
     measured_uj = lines * rig.bench.polling_ms * rig.bench.load_w * 1000
     counted_uj = told["registers"]["1-0:1.8.0"]["uj"]
     assert abs(counted_uj / measured_uj - 1) <= ENERGY_TOLERANCE, "the hole was counted"

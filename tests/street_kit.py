@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PATIENCE_S = 60.0  # only a failing test waits this long
+PATIENCE_S = 150.0  # only a failing test waits this long
 SPEED = 600  # an interval of half an hour is sealed every three seconds
 BEGIN = "2026-11-02T06:00:00"
 BRIDGE = "10.77.0.1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -92,7 +93,8 @@ def test_a_meter_that_meters_is_seen_to_and_nothing_is_written(ctl: Ctl, house: 
     with Cable(house.port) as cable, house.run() as daemon:
         meter_some(house, cable, daemon)
         before = set(house.state.rglob("*"))
-        found = findings(ctl, house, "--quick")
+        with saying(cable, [line(power_w) for power_w in range(505, 525)]):
+            found = findings(ctl, house, "--quick")
         assert set(house.state.rglob("*")) == before
         assert daemon.stop() == 0
     assert only(found, "daemon") == ("ok", "answers: metering, block 0 is the last")
@@ -119,7 +121,7 @@ def test_an_alarm_of_the_daemon_is_a_finding_with_what_to_do(ctl: Ctl, house: Ho
     ("says", "verdict", "told"),
     [
         pytest.param([], "fail", "not a byte", id="silent"),
-        pytest.param([line(500)] * 4, "ok", "2 readings", id="well"),
+        pytest.param([line(500)] * 4, "ok", r"[2-9]\d* readings", id="well"),
         pytest.param([b"11 1.0 2.0\r\n"] * 9, "fail", "lines have 3 fields", id="another layout"),
         pytest.param([b"\xf8\x00\x80\xfe" * 100], "fail", "garbage", id="another speed"),
     ],
@@ -132,7 +134,7 @@ def test_a_board_is_listened_to_where_nobody_meters(
     assert only(found, "daemon")[0] == "fail"
     got = only(found, "board")
     assert got[0] == verdict
-    assert told in got[1]
+    assert re.search(told, got[1])
 
 
 def test_whoever_holds_the_port_is_named(ctl: Ctl, house: House) -> None:

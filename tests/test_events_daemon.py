@@ -109,7 +109,7 @@ def test_e1_a_start_and_a_stop_are_one_event_each_and_the_first_tells_what_it_ha
     again = once(house)
     assert {kind for kind in again if not kind.startswith("clock_")} <= {
         *("started", "stopped", "sealed"),
-        *("port_opened", "port_lost", "alarm", "alarm_over"),
+        *("port_opened", "port_lost", "port_silent", "port_speaks", "alarm", "alarm_over"),
     }
     house.verify_good()
 

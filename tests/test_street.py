@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.street_kit import House
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 RSS_KB_MAX = 60_000
 
 
