@@ -111,7 +111,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory, given: Mosquitto) -> dict[st
             "with faults": pool.submit(
                 play,
                 folder / "2",
-                ("--for", "18", "--json", "--broker", "mosquitto", "--faults", FAULTS),
+                ("--for", "32", "--json", "--broker", "mosquitto", "--faults", FAULTS),
             ),
             "for people": pool.submit(
                 play, folder / "3", ("--for", "14", "--keep", str(folder / "kept"))
