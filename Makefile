@@ -14,6 +14,9 @@ SOAK ?= -m soak --timeout=0
 # Test files side by side, one a core: most of them wait for a process, a broker or a machine that boots.
 WORKERS ?= auto
 
+# mosquitto and nft lie where only root's PATH looks, on Debian.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 bin = .venv/bin
 # 26.3: pip reads [dependency-groups] from 25.1 on, and Debian's own is older.
 pip_version = 26.3

@@ -107,3 +107,19 @@ def test_a_module_of_python_is_asked_for_too(machine: Machine) -> None:
     done = machine.need("import-no_such_module:python3-venv")
     assert done.returncode == 69
     assert done.stderr.endswith("--no-install-recommends python3-venv'\n")
+
+
+def test_what_lies_where_only_roots_path_looks_is_there_for_everybody() -> None:
+    """Debian gives a user no `/usr/sbin`, and that is where it puts brokers."""
+    make = shutil.which("make")
+    assert make is not None
+    done = subprocess.run(
+        [make, "--directory", str(NEED.parent.parent), "tools"],
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "missing" not in done.stderr
