@@ -53,7 +53,7 @@ format: .venv/made-checks
 
 # Disk faults are injected with strace; mosquitto is the broker that a street has.
 tools:
-	@.ci/need strace:strace mosquitto:mosquitto mosquitto_pub:mosquitto-clients ip:iproute2 nft:nftables nats-server:nats-server openssl:openssl
+	@.ci/need strace:strace mosquitto:mosquitto mosquitto_pub:mosquitto-clients ip:iproute2 nft:nftables nats-server:nats-server openssl:openssl zsh:zsh fish:fish
 
 clean:
 	rm -rf .venv .venv-oracles .container .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \

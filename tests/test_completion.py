@@ -14,6 +14,7 @@ import pytest
 
 from meterd.ctl import COMMANDS
 from meterd.ctl.completion import SHELLS, script
+from tests.conftest import CI
 from tests.ctl_kit import Ctl
 from tests.daemon_kit import DEADLINE_S
 
@@ -47,7 +48,8 @@ def ctl(capsys: pytest.CaptureFixture[str]) -> Ctl:
 def need(shell: str) -> str:
     found = shutil.which(shell)
     if found is None:
-        pytest.skip(f"{shell} is not installed")
+        leave = pytest.fail if CI else pytest.skip
+        leave(f"{shell} is not installed: `make test` installs it")
     return found
 
 
