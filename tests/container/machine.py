@@ -142,6 +142,8 @@ class Machine:
             for group in sorted(self._group.rglob("*/"), reverse=True):
                 group.rmdir()
             self._group.rmdir()
+        except FileNotFoundError:  # it never began
+            return True
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise

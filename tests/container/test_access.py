@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.container.build import BASE
 from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
-from tests.container.machine import Machine, Tree
+from tests.container.machine import METER, Machine, Tree
 from tests.container.technicians import Caller, admit
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(400)  # whichever comes first boots the machine
 
-METER, LOGINS = "meterd.service", "meterd-logins.service"
+LOGINS = "meterd-logins.service"
 SOURCES = (f"127.0.{high}.{low}" for high in count(1) for low in range(1, 255))
 AT_ONCE = 16  # events of one kind of caller, before they are rationed
 EXPOSURE_MAX = 12  # tenths, as `systemd-analyze security` counts them

@@ -11,7 +11,7 @@ from meterd.device.archive import segment_name
 from tests.accounts import Account
 from tests.container.build import BASE, PYTHON, VENV, install
 from tests.container.device import BROKER_UNIT, ETC, STATE, Board, begin, deliver, enrol, wheel
-from tests.container.machine import Machine, Tree
+from tests.container.machine import METER, Machine, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(400)  # whichever comes first boots the machine
 
-METER = "meterd.service"
 PACKAGE = f"{VENV}/lib/python{PYTHON}/site-packages/meterd"
 SETTINGS, SOFTWARE, ACCOUNT = 78, 78, 65
 QUIET_S = 8  # four times RestartSec: a unit that is started again has been by then

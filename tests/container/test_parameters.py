@@ -9,8 +9,8 @@ import pytest
 
 from tests.container.build import BASE
 from tests.container.device import BROKER_UNIT, ETC, STATE, Board, begin, deliver, enrol, wheel
-from tests.container.machine import Machine, Tree
-from tests.container.test_units import METER, certified, journal
+from tests.container.machine import METER, Machine, Tree
+from tests.container.test_units import certified, journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from meterd.ctl.technician_commands import chosen
 from meterd.device.control_parameters import INTERFACE
 from tests.container.build import BASE, VENV
 from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
-from tests.container.machine import Machine, Tree
+from tests.container.machine import METER, Machine, Tree
 from tests.container.technicians import Caller, admit
-from tests.container.test_units import METER, certified
+from tests.container.test_units import certified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -27,14 +27,14 @@ from tests.container.device import (
     enrol,
     wheel,
 )
-from tests.container.machine import Machine, Tree
+from tests.container.machine import METER, Machine, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.timeout(400)  # whichever comes first boots the machine
 
-METER, PEER = "meterd.service", "meterd-peer.service"
+PEER = "meterd-peer.service"
 REFUSED = {
     "write /etc": "EROFS",
     "write /usr": "EACCES",

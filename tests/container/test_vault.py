@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.container.build import BASE
 from tests.container.device import BROKER_UNIT, STATE, Board, begin, deliver, enrol, wheel
 from tests.container.device import NAME as METER_NAME
-from tests.container.machine import Machine, Tree
+from tests.container.machine import METER, Machine, Tree
 from tests.vault_kit import CANARIES, CONTRACT, NAME, PASSPHRASE, found_in_memory
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(400)  # whichever comes first boots the machine
 
-METER, BOARD_UNIT = "meterd.service", "meterd-board.service"
+BOARD_UNIT = "meterd-board.service"
 PLANTED = "/srv/nvmem"  # in the place of the memory, which this kernel does not show
 DROP_IN = f"""\
 [Service]
