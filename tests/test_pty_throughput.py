@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SPEED = 60  # so that a block is sealed every second
 POLLING_MS = 1000
 POWERS = 100_000  # of a tenth of a watt: within the fuse, and no line like the one before
-GROWTH_KB_MAX = 3000  # rows of one commit are in memory: some 10,000
+GROWTH_KB_MAX = 8000  # some 25,000 rows that wait while a card is slow; kept lines cost more
 DESCRIPTORS_MORE_MAX = 3  # an answer in the making, a segment that is being begun
 WARM = 20_000  # lines until all that a run ever needs has been made
 
