@@ -48,8 +48,8 @@ from tests.daemon_kit import (
     strace,
     until,
 )
+from tests.fast_house_kit import BOARD, COMMIT_S, INTERVAL_S, POLLING_MS, SPEED, edit, fill
 from tests.mosquitto import Mosquitto
-from tests.test_faults import BOARD, COMMIT_S, INTERVAL_S, POLLING_MS, SPEED, edit, fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
