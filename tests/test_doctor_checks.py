@@ -9,7 +9,7 @@ import pytest
 
 from meterd.ctl.alarm_words import WORST_FIRST, kind_of, ordered, todo
 from meterd.ctl.doctor import as_json, headline, lines
-from meterd.ctl.doctor_checks import FAIL, OK, UNKNOWN, WARN, Finding, examine, is_well
+from meterd.ctl.doctor_checks import examine, is_well
 from meterd.ctl.doctor_facts import (
     NEEDS_ROOT,
     Broker,
@@ -28,6 +28,7 @@ from meterd.ctl.doctor_facts import (
     Vault,
     Verdict,
 )
+from meterd.ctl.doctor_findings import FAIL, OK, UNKNOWN, WARN, Finding
 
 NOW_S = 1_800_000_000
 DAY_S = 86_400

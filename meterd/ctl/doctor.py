@@ -8,7 +8,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from meterd.ctl.advice import doable
-from meterd.ctl.doctor_checks import FAIL, OK, UNKNOWN, VERDICTS, WARN, counts, examine, is_well
+from meterd.ctl.doctor_checks import counts, examine, is_well
+from meterd.ctl.doctor_findings import FAIL, OK, UNKNOWN, VERDICTS, WARN
 from meterd.ctl.in_session import inside
 from meterd.ctl.node import LINE_SYSTEM, add_node, line_of
 from meterd.ctl.options import add_json, add_socket, instant, socket_of
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from meterd.ctl.doctor_checks import Finding
+    from meterd.ctl.doctor_findings import Finding
 
 CONFIG_DEFAULT = Path("/etc/meterd/meterd.toml")
 _CHECK_LETTERS = 22  # what names take, and a blank; a longer one begins its text further right
@@ -130,7 +131,7 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
 def headline(findings: Sequence[Finding]) -> str:
     """Return the answer in one line.
 
-    >>> from meterd.ctl.doctor_checks import Finding
+    >>> from meterd.ctl.doctor_findings import Finding
     >>> headline([Finding("port", "fail", "there is none"), Finding("clock", "ok", "synchronised")])
     'not well: 1 check failed, 1 well'
     >>> headline([Finding("clock", "ok", "synchronised")])

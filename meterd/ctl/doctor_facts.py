@@ -270,7 +270,7 @@ class Facts:
         model: What the board of the computer calls itself; empty where it does not.
         config_txt: The firmware's settings.
         reset_gpio: Pin on the clamp board's reset line; None where none is wired.
-        throttled: Bits of the firmware: see `doctor_checks`.
+        throttled: Bits of the firmware: see `doctor_machine_rules`.
         low_voltage: Whether the kernel's own alarm of the supply stands.
         celsius: Of the processor, degrees.
         clock: What time it is.
