@@ -14,6 +14,7 @@ from meterd.device import rows as rows_module
 from meterd.device.archive import segment_numbers
 from meterd.device.recovery import CHECKPOINT_FILE
 from meterd.ledger.segment import STREAMS
+from meterd.metering.interval import STEP_MS
 from tests.accounts import folder
 from tests.bookkeeper_kit import (
     DAY_S,
@@ -200,8 +201,41 @@ def test_a_crash_behind_a_clock_step_places_each_row_as_it_was(
     assert stepped in spans(other)
 
 
-STEPS_MS = (0, 9000, 25_000, 55_000, 60_000, 61_000, 130_000, 3_600_000)
+# All by three seconds: what some of them come to together is nothing, or a step, and never a slew.
+STEPS_MS = (0, 9000, 24_000, 54_000, 60_000, 63_000, 129_000, 3_600_000)
 steps_ms = st.sampled_from([*STEPS_MS, *(-ms for ms in STEPS_MS)])
+
+
+def blocks_behind(
+    begin_s: int, script: list[tuple[int, int]], last: int, *, sealed: bool
+) -> tuple[list[tuple[int, int, tuple[str, ...]]], list[tuple[object, int]]]:
+    """Step the clock so far behind so many rows each; return what the next start has in blocks.
+
+    Args:
+        begin_s: Seconds from a boundary to the start.
+        script: Rows, and by how many milliseconds the clock steps behind them.
+        last: Rows behind the last step.
+        sealed: Whether the run seals its last block, or leaves that to the next start.
+    """
+    with folder() as state:
+        rig = Rig(state)
+        rig.start(MIDNIGHT_S + 7200 + begin_s)
+        rig.rows(1)
+        for count, step_ms in script:
+            rig.rows(count)
+            rig.wait(0, step_ms=step_ms)
+        rig.rows(last)
+        rig.commit()
+        if sealed:
+            rig.book.seal_open()
+            rig.commit()
+        rig.card.close()
+        rig.start(MIDNIGHT_S + 30_000)
+        rig.rows(2)
+        rig.commit()
+        rig.assert_good()
+        rig.card.close()
+        return spans(rig), [(block.energy, block.clock.measured_ms) for block in rig.blocks]
 
 
 @settings(max_examples=60)
@@ -218,29 +252,31 @@ steps_ms = st.sampled_from([*STEPS_MS, *(-ms for ms in STEPS_MS)])
 def test_behind_any_clock_steps_the_next_start_seals_what_the_run_would_have(
     begin_s: int, script: list[tuple[int, int]], last: int
 ) -> None:
-    found = []
-    for sealed in (True, False):
-        with folder() as state:
-            rig = Rig(state)
-            rig.start(MIDNIGHT_S + 7200 + begin_s)
-            rig.rows(1)
-            for count, step_ms in script:
-                rig.rows(count)
-                rig.wait(0, step_ms=step_ms)
-            rig.rows(last)
-            rig.commit()
-            if sealed:  # as the next start must find it to have been
-                rig.book.seal_open()
-                rig.commit()
-            rig.card.close()
-            rig.start(MIDNIGHT_S + 30_000)
-            rig.rows(2)
-            rig.commit()
-            rig.assert_good()
-            rig.card.close()
-            measured = [(block.energy, block.clock.measured_ms) for block in rig.blocks]
-            found.append((spans(rig), measured))
-    assert found[0] == found[1]
+    left_open = blocks_behind(begin_s, script, last, sealed=False)
+    assert left_open == blocks_behind(begin_s, script, last, sealed=True)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([(3, -1000)], id="back"),
+        pytest.param([(3, 2000)], id="on"),
+        pytest.param([(3, -900), (2, -900)], id="back twice"),
+        pytest.param([(0, 60_000), (0, -61_000)], id="on and further back between two readings"),
+    ],
+)
+def test_a_slew_that_no_event_tells_of_moves_a_recovered_end_and_no_energy(
+    script: list[tuple[int, int]],
+) -> None:
+    """Limits in README: rows hold the boot clock; what is too small for a step is in no event."""
+    spans_sealed, energy_sealed = blocks_behind(0, script, 3, sealed=True)
+    spans_left, energy_left = blocks_behind(0, script, 3, sealed=False)
+    assert energy_left == energy_sealed
+    moved_s = abs(sum(step_ms for _, step_ms in script)) / 1000
+    assert moved_s <= STEP_MS / 1000
+    assert len(spans_left) == len(spans_sealed)
+    assert abs(spans_left[0][1] - spans_sealed[0][1]) in {int(moved_s), int(moved_s) + 1}
+    assert spans_left[0][1] != spans_sealed[0][1]
 
 
 def test_a_restart_while_a_long_step_is_held_places_rows_as_before_it(rig: Rig) -> None:
