@@ -204,6 +204,7 @@ def _show(
             if key in KEYS:
                 waiting.append(_of_key(street, key, watch.seconds))
             told = _play(street, watch, waiting, played)
+            street.insist()
             screen.show(watch, told + watch.look())
             time.sleep(LOOK_S)
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterd.authority.roster import found
@@ -112,6 +113,7 @@ class Street:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._begun = time.monotonic()
         self._statuses: dict[str, dict[str, Any]] = {}
+        self._forged: dict[str, tuple[str, bytes, bool]] = {}  # that nobody has heard yet
         self.gates = Gates()
         self.nodes = {
             house.name: Node(name=house.name, house=house, state=folder / house.name)
@@ -345,11 +347,28 @@ class Street:
         )
         forged = block._replace(energy=half, fingerprint=digest(block.fingerprint))
         message = seal(forged.encode(), load_seal(node.state), self.genesis.hash)
+        published = (f"m/{self.genesis.name}/{name}/block", message, False)
         try:
-            self.broker.publish([(f"m/{self.genesis.name}/{name}/block", message, False)])
+            self.broker.publish([published])
         except OSError as error:
             raise NotYetError(f"the broker cannot be reached: {error}") from error
+        self._forged.setdefault(name, published)
         return f"a thief with {name}'s seal published another block {height}, of half the energy"
+
+    def insist(self) -> None:
+        """Publish again what was forged and what no node has frozen a chain for.
+
+        Behind a broker's restart a block goes out to nobody, until the nodes are back.
+        """
+        if not self._forged:
+            return
+        peers = self.peers()
+        for name, published in list(self._forged.items()):
+            if self.chain(name, peers).frozen_by:
+                del self._forged[name]
+            else:
+                with suppress(OSError):  # it is away, and will be asked at the next look
+                    self.broker.publish([published])
 
     def restart_broker(self, _name: str = "") -> str:
         """End the broker as a power cut would, and start it again; return what was done."""
