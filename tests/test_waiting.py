@@ -274,7 +274,6 @@ def test_what_is_released_is_what_would_have_been_sealed(
     assert len(plain.blocks) >= 3, "a script that seals little says little"
 
 
-# Where a tick closes an interval before the row behind the hole comes, both say the same of it.
 _STEPS = st.one_of(
     st.builds(
         Step,
@@ -300,7 +299,23 @@ _STEPS = st.one_of(
 )
 
 
-_SCRIPTS = st.lists(_STEPS, min_size=2, max_size=9)
+def heard_again(script: list[Step]) -> list[Step]:
+    """Let a row come behind each silence before the clock is set.
+
+    Where a silence closes an interval before the row behind it comes, both say the same of it; not
+    so where the clock was set in it, which has a test of its own below.
+    """
+    heard, silent = [], False
+    for step in script:
+        if step.what == "clock" and silent:
+            heard.append(Step("rows", 1))
+        if step.what in {"rows", "clock", "pass"}:
+            silent = step.what == "pass"
+        heard.append(step)
+    return heard
+
+
+_SCRIPTS = st.lists(_STEPS, min_size=2, max_size=9).map(heard_again)
 _FIRST = st.builds(
     Step,
     st.sampled_from(("noon", "night")),
@@ -326,6 +341,28 @@ def test_whenever_it_is_released_it_has_sealed_the_same_for_long(
 ) -> None:
     with folder() as state:
         assert_alike(script, state, first)
+
+
+def net_uj(rig: Rig) -> int:
+    told = rig.book.registers_uj()
+    return told["1-0:1.8.0"][0] - told["1-0:2.8.0"][0]
+
+
+def test_a_clock_that_is_set_in_a_silence_may_cut_one_that_waits_elsewhere(tmp_path: Path) -> None:
+    """Limits in README: a silence closes an interval when it is seen to, and of that no row tells.
+
+    One that waits closes nothing, and on its release the clock is another one. Rows and net energy
+    are alike; a boundary between a row of import and one of export tells the two apart.
+    """
+    script = [Step("rows", 13), Step("pass", 61_000), SEAL, Step("clock", -90_000)]
+    plain = lives(script, NOON, tmp_path / "plain", waits=False)
+    waited = lives(script, NOON, tmp_path / "waited", waits=True)
+    assert [one.end_s - NOON_S for one in plain.account.intervals[:2]] == [60, 120]
+    assert [one.end_s - NOON_S for one in waited.account.intervals[:3]] == [60, 106, 120]
+    assert net_uj(waited) == net_uj(plain)
+    plain.assert_good()
+    waited.assert_good()
+    assert waited.account.rows == plain.account.rows
 
 
 def test_a_clock_that_wavers_a_hundred_times_is_remembered(tmp_path: Path) -> None:
