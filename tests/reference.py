@@ -278,10 +278,11 @@ def measure(line: dict[str, str], rules: Rules) -> tuple[tuple[int, ...], bool] 
             apparent += value["apparent"]
         elif volts is not None and amperes is not None:
             apparent += volts * amperes
+    if not apparent_known(rules):
+        return (net, *circuits), estimated
     if not fits(apparent):
         return "range"
-    known = (half_away(apparent * 1000),) if apparent_known(rules) else ()
-    return (net, *known, *circuits), estimated
+    return (net, half_away(apparent * 1000), *circuits), estimated
 
 
 def fits(amount: Fraction) -> bool:
