@@ -248,6 +248,14 @@ RELEASE, HOLD, SEAL = Step("release"), Step("hold"), Step("seal")
             id="after the clock was lost and found",
         ),
         pytest.param(
+            [
+                *(Step("rows", 3), Step("rows", 21, 4900), Step("clock", -3000)),
+                *(Step("pass", 3000), Step("rows", 1), Step("kill", 1)),
+            ],
+            NOON,
+            id="after a step back whose first row crosses a boundary, and a kill",
+        ),
+        pytest.param(
             [ROWS, SEAL, MORE, SEAL, SEAL, ROWS, SEAL, RELEASE, MORE], NOON, id="bit by bit"
         ),
         pytest.param(

@@ -151,10 +151,9 @@ def close_runs(
         walls = recovered.walls.get(run, ())
         if at is not None:
             at_ms, point = at
-            wall = _wall_at(walls, at_ms)
-            if wall and _ends_at_a_step(recovered, interval_s, at_ms + wall.offset_ms):
-                wall = None
-            base = base._replace(at_ms=at_ms, point=point, wall=wall)
+            base = base._replace(
+                at_ms=at_ms, point=point, wall=_wall_behind(recovered, interval_s, walls, at_ms)
+            )
         cutter = Cutter(
             interval_s=interval_s, quantities=terms.quantities, base=base, changes=changes
         )
@@ -228,16 +227,27 @@ def _wall_at(walls: tuple[tuple[int, Wall], ...], at_ms: int) -> Wall | None:
     return known[-1] if known else None
 
 
-def _ends_at_a_step(recovered: Recovered, interval_s: int, last_ms: int) -> bool:
-    """Say whether the last block, of a run that went on, was closed by a step (or by a hole).
+def _wall_behind(
+    recovered: Recovered, interval_s: int, walls: tuple[tuple[int, Wall], ...], at_ms: int
+) -> Wall | None:
+    """Return the wall in force behind the last block, of a run that went on; None behind a step.
 
-    Such a one ends inside an interval, covers what the step left out, or ends elsewhere than where
-    its energy does, at `last_ms` of wall time. The step is told there.
+    A block that a step forward has closed (or a hole) ends inside an interval, covers what the step
+    left out, or ends elsewhere in wall time than where its energy does, at `at_ms`. The step is
+    told there. A step back closes nothing: where its first row crosses a boundary, that lies under
+    the new wall.
     """
+    before = _wall_at(walls, at_ms)
     blocks = recovered.found.blocks[-1:]
     jumped = any(not block.records and not block.clock.measured_ms for block in blocks)
     end_s = recovered.found.chain.head.end_s or 0
-    return jumped or end_s % interval_s != 0 or abs(last_ms - end_s * 1000) > STEP_MS
+    if before is None or jumped or end_s % interval_s != 0:
+        return None
+    next_ = [wall for from_ms, wall in walls if from_ms > at_ms][:1]
+    for wall in (before, *(wall for wall in next_ if wall.offset_ms < before.offset_ms)):
+        if abs(at_ms + wall.offset_ms - end_s * 1000) <= STEP_MS:
+            return wall
+    return None
 
 
 def _end(cutter: Cutter) -> Iterator[Cut]:
